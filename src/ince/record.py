@@ -1,0 +1,228 @@
+"""The run record, ``run.json``: what a run was, did and proved.
+
+Everything above writes its facts in here and nowhere else; the report and the
+model card are made from it. It holds plain JSON, so that a program without ince reads it:
+
+    format      "ince-run/1"
+    status      "running" | "interrupted" | "failed" | "done"
+    created, finished            ISO 8601, UTC
+    recipe      the resolved recipe;  recipe_digest  its SHA-256
+    versions    {"ince", "python", "torch", "transformers", …}
+    hardware    {"platform", "processor", "num_cores", "memory_bytes", "accelerator"}
+    base        {"reference", "name", "kind", "digest", "license", "num_parameters",
+                 "weight_bytes", "quantization": {...} | null}
+    adapter     {"r", "alpha", "target_modules", "num_trainable", "num_total", "digest"}
+    data        {"train": SPLIT, "eval": SPLIT | null}, SPLIT = {"path", "digest", "shape",
+                 "num_rows", "num_examples", "num_dropped", "dropped": {reason: count},
+                 "num_tokens", "num_targets", "num_truncated"}
+    training    {"steps", "epochs", "num_tokens", "num_targets", "seconds",
+                 "tokens_per_second", "first_loss", "final_loss"}
+    evaluation  the content of eval.json (below) | null
+    proofs      [{"name", "value", "limit", "unit", "holds", "detail"}]
+    phases      [{"name", "seconds", "peak_bytes"}] in order: where time and memory went
+    seconds, peak_bytes          of the whole
+    error       {"type", "what", …} when failed
+
+``eval.json``:
+
+    {"confidence": 0.95, "metrics": [{"name", "label", "group", "unit", "higher_is_better",
+      "base", "tuned", "echo" | null, "difference", "low", "high", "num_rows"}]}
+
+``samples.jsonl``, a line each:
+    {"task", "prompt", "expected", "base", "tuned", "base_right", "tuned_right"}
+``log.jsonl``, a line per step:
+    {"step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "tokens_per_second",
+     "peak_bytes"}; evaluation lines have {"step", "eval_loss"} instead, and sample lines
+    {"step", "samples": [{"prompt", "expected", "output"}]}
+"""
+
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ince.errors import CorruptFileError
+from ince.files import read_json, write_json
+
+__all__ = ["RECORD_FORMAT", "RunRecord", "hardware", "peak_memory_bytes", "versions"]
+
+RECORD_FORMAT = "ince-run/1"
+
+_RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pydantic",
+    "sacrebleu",
+)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of ince, Python and the packages that shape a result; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for name in ("ince", *_RECORDED_PACKAGES):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def hardware() -> dict[str, object]:
+    """The machine as it matters to a result; no host name and no user name."""
+    facts: dict[str, object] = {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "num_cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "memory_bytes": None,
+        "accelerator": None,
+    }
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        facts["memory_bytes"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        facts["accelerator"] = torch.cuda.get_device_name(0)
+    return facts
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held at once: its peak resident set, in bytes."""
+    import resource  # not on every platform; used at run time only
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class RunRecord:
+    """``run.json`` of one run folder: sections are set whole and saved at once.
+
+    >>> record = RunRecord.create(Path("runs/x"), recipe={...}, recipe_digest="…")
+    >>> record["training"] = {...}      # saved whole, atomically
+    """
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self.path = path
+        self.content = content
+        self._started = time.monotonic()
+
+    @classmethod
+    def create(cls, folder: Path, *, recipe: dict[str, Any], recipe_digest: str) -> "RunRecord":
+        """Start the record of a new run and save it."""
+        record = cls(
+            Path(folder) / "run.json",
+            {
+                "format": RECORD_FORMAT,
+                "status": "running",
+                "created": _now(),
+                "finished": None,
+                "recipe": recipe,
+                "recipe_digest": recipe_digest,
+                "versions": versions(),
+                "hardware": hardware(),
+                "proofs": [],
+                "phases": [],
+                "seconds": 0.0,
+            },
+        )
+        record.save()
+        return record
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunRecord":
+        """Read the record in `folder`.
+
+        Raises:
+            InputError: there is none.
+            CorruptFileError: it is not a record of this format.
+        """
+        path = Path(folder) / "run.json"
+        content = read_json(path)
+        if content.get("format") != RECORD_FORMAT:
+            raise CorruptFileError(
+                "not a run record of a known format",
+                where=path,
+                got=content.get("format"),
+                expected=RECORD_FORMAT,
+            )
+        return cls(path, content)
+
+    def __getitem__(self, section: str) -> Any:
+        return self.content[section]
+
+    def get(self, section: str) -> Any:
+        """The section, or None when it was not written."""
+        return self.content.get(section)
+
+    def __setitem__(self, section: str, value: Any) -> None:
+        self.content[section] = value
+        self.save()
+
+    def add_proof(
+        self, name: str, *, value: float, limit: float, unit: str, holds: bool, detail: str = ""
+    ) -> None:
+        """Append one proof and save."""
+        proof = {
+            "name": name,
+            "value": value,
+            "limit": limit,
+            "unit": unit,
+            "holds": holds,
+            "detail": detail,
+        }
+        self["proofs"] = [p for p in self["proofs"] if p["name"] != name] + [proof]
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a named part of the run; it is recorded even when it fails."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = {
+                "name": name,
+                "seconds": round(time.monotonic() - start, 3),
+                "peak_bytes": peak_memory_bytes(),
+            }
+            self["phases"] = [*self["phases"], spent]
+
+    def finish(self, status: str, error: dict[str, object] | None = None) -> None:
+        """Close the record: status, end time, whole seconds and peak memory."""
+        self.content["status"] = status
+        self.content["finished"] = _now()
+        self.content["seconds"] = round(
+            self.content["seconds"] + time.monotonic() - self._started, 3
+        )
+        self.content["peak_bytes"] = peak_memory_bytes()
+        if error is None:
+            self.content.pop("error", None)
+        else:
+            self.content["error"] = error
+        self.save()
+
+    def save(self) -> None:
+        """Write the record whole."""
+        write_json(self.path, self.content)
