@@ -1,0 +1,81 @@
+"""How a run trains: budget, batches, optimizer, and when it looks at itself.
+
+The section `train` of a recipe. It describes; `ince.train` builds what is described.
+"""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["TrainConfig"]
+
+
+class TrainConfig(BaseModel):
+    """The training section of a recipe. Counts of tokens are after packing, padding left out."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training data; a fraction stops inside a pass."""
+
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many optimizer steps, even when `epochs` would go on."""
+
+    batch_tokens: int = Field(default=4096, ge=8)
+    """Tokens in one optimizer step, at most: the global batch."""
+
+    micro_batch_tokens: int | None = Field(default=None, ge=8)
+    """Tokens in one forward, at most; gradients of several add up to a step.
+    None: the whole batch at once."""
+
+    lr: float = Field(default=2e-4, gt=0)
+    """Peak learning rate."""
+
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after warm-up: down to zero, or level."""
+
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises from zero to `lr`."""
+
+    optimizer: Literal["adamw"] = "adamw"
+    """AdamW with float32 states over float32 adapters."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's first and second moment, each in [0, 1)."""
+
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment, against division by zero."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled decay of the adapter's weights, per step and unit of learning rate."""
+
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this global norm; 0 leaves them alone."""
+
+    seed: int = Field(default=7, ge=0, lt=2**63)
+    """Of initialization, order of the data and dropout."""
+
+    eval_every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations of the held-out loss. None: at the end only."""
+
+    save_every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints. None: at the end, and when the run is stopped."""
+
+    sample_every: int | None = Field(default=None, ge=1)
+    """Steps between sample answers in the log. None: none while training."""
+
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Checkpoints kept; older ones are removed after a newer one is whole."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {list(self.betas)}; each must be at least 0 and below 1")
+        if self.micro_batch_tokens is not None and self.micro_batch_tokens > self.batch_tokens:
+            raise ValueError(
+                f"micro_batch_tokens is {self.micro_batch_tokens}, "
+                f"more than batch_tokens, {self.batch_tokens}"
+            )
+        return self
