@@ -45,9 +45,23 @@ __all__ = [
 _MAX_SHOWN_CHARACTERS = 200
 
 
+def _printable(text: str) -> str:
+    """`text` with control characters, lone surrogates and the like as escapes; newlines stay.
+
+    Names and values come from other people's files: none may move the cursor of a terminal,
+    or fail to encode where the error is printed.
+    """
+    return "".join(
+        character
+        if character == "\n" or character.isprintable()
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
 def _shown(value: object) -> str:
     text = value if isinstance(value, str) else repr(value)
-    text = " ".join(text.split())
+    text = _printable(" ".join(text.split())) or repr(text)
     if len(text) <= _MAX_SHOWN_CHARACTERS:
         return text
     return text[:_MAX_SHOWN_CHARACTERS] + f"… ({len(text)} characters)"
@@ -90,10 +104,10 @@ class InceError(Exception):
             ("expected", self.expected),
             ("do", self.do),
         )
-        return [(label, text) for label, text in parts if text]
+        return [(label, text) for label, text in parts if text is not None]
 
     def __str__(self) -> str:
-        lines = [self.what]
+        lines = [_printable(self.what)]
         lines += [f"  {label + ':':<10}{text}" for label, text in self.details()]
         return "\n".join(lines)
 
@@ -121,7 +135,7 @@ class Problem:
 
     def __str__(self) -> str:
         line = f"{self.key}: {self.what}" if self.key else self.what
-        return f"{line} ({self.suggestion})" if self.suggestion else line
+        return _printable(f"{line} ({self.suggestion})" if self.suggestion else line)
 
 
 class ConfigError(InputError):
@@ -146,6 +160,7 @@ class ConfigError(InputError):
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, object]:
+        """The error as a JSON-ready object, each problem in it."""
         fields = super().to_dict()
         fields["problems"] = [
             {"key": p.key, "what": p.what, "suggestion": p.suggestion} for p in self.problems
@@ -202,6 +217,10 @@ class InterruptedRunError(InceError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """``did you mean 'x'?`` for the nearest known name, or None when none is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else None
+    """``did you mean 'x'?`` for the nearest known name, or None when none is near.
+
+    Upper and lower case count as equal.
+    """
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(str(name).lower(), list(by_lower), n=1, cutoff=0.6)
+    return f"did you mean {by_lower[near[0]]!r}?" if near else None

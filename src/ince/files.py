@@ -10,12 +10,13 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
-from ince.errors import CorruptFileError, DiskFullError, InputError
+from ince.errors import CorruptFileError, DiskFullError, InputError, OutputError
 
 __all__ = [
     "read_json",
@@ -28,26 +29,78 @@ __all__ = [
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+
+# Room for a long name's temporary: most systems allow 255 bytes.
+_MAX_NAME_CHARACTERS = 40
+
+
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    # Writers in other languages (safetensors is one) hide the error number in a text.
+    return "No space left on device" in str(error)
 
 
 @contextlib.contextmanager
-def _disk_errors(target: Path) -> Iterator[None]:
+def _write_errors(target: Path) -> Iterator[None]:
+    """Around the steps of ours: what the system refuses becomes an error of the tree."""
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise DiskFullError(
-                "no space left on the device",
-                where=target,
-                do="free some space and run the same command again; nothing half-written was kept",
-            ) from error
-        if isinstance(error, (PermissionError, NotADirectoryError, IsADirectoryError)):
+        if error.errno in _REFUSED:
             raise InputError(
                 f"cannot write here: {error.strerror}",
                 where=target,
                 do="choose a folder that you may write to",
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError("no such file", where=path) from error
+    except OSError as error:
+        raise InputError(f"cannot read this file: {error.strerror}", where=path) from error
+
+
+@contextlib.contextmanager
+def _full_disk(target: Path) -> Iterator[None]:
+    """Around everything, the caller's writing included: a full disk is said as one."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        raise DiskFullError(
+            "no space left on the device",
+            where=target,
+            do="free some space and run the same command again; nothing half-written was kept",
+        ) from error
+
+
+def _beside(target: Path, kind: str) -> Path:
+    name = target.name[:_MAX_NAME_CHARACTERS]
+    return target.parent / f".{name}.{secrets.token_hex(6)}.{kind}"
+
+
+def _sync(path: Path) -> None:
+    # Windows wants a handle that may write; elsewhere reading is enough, and a
+    # copied file may be read-only.
+    with path.open("rb" if os.name == "posix" else "rb+") as stream:
+        os.fsync(stream.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
@@ -60,9 +113,15 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _sync_file(path: Path) -> None:
-    with path.open("rb+") as stream:
-        os.fsync(stream.fileno())
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            continue
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            _sync(path)
+    _sync_folder(folder)
 
 
 @contextlib.contextmanager
@@ -74,51 +133,82 @@ def replace_file(target: Path) -> Iterator[Path]:
         InputError: the folder cannot be written to.
     """
     target = Path(target)
-    with _disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
+    with _full_disk(target):
+        with _write_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = _beside(target, "tmp")
+            # The mode is the one the user's other files get.
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            mode = temporary.stat().st_mode
         try:
             yield temporary
-            # mkstemp makes private files; results are as readable as any file of the user's.
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)
-            _sync_file(temporary)
-            temporary.replace(target)
+            with _write_errors(target):
+                temporary.chmod(mode)
+                _sync(temporary)
+                temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(target.parent)
 
 
+def _check_replaceable(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise OutputError(
+            "there is a file where a folder is to be written",
+            where=target,
+            do="choose another folder, or move the file away",
+        )
+    if Path.cwd().is_relative_to(target.resolve()):
+        raise OutputError(
+            "the folder you are working in cannot be replaced",
+            where=target,
+            do="choose another folder, such as one inside this one",
+        )
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    """Rename `temporary` to `target`; what stood there comes back when that fails."""
+    if not target.exists():
+        temporary.replace(target)
+        return
+    aside = _beside(target, "old")
+    target.replace(aside)
+    try:
+        temporary.replace(target)
+    except BaseException:
+        aside.replace(target)
+        raise
+    if aside.is_symlink():
+        aside.unlink()
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target`; on success it becomes `target`.
 
-    An existing `target` is moved aside first and removed last, so that a crash
-    between the two renames loses neither.
+    An existing `target` is moved aside first and removed last: a crash between the two
+    renames leaves it beside, under a hidden name that ends in ``.old``.
+
+    Raises:
+        DiskFullError: the disk filled; `target` is as it was.
+        InputError: the folder cannot be written to.
+        OutputError: `target` is a file, or the working folder.
     """
-    target = Path(target)
-    with _disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    target = Path(os.path.abspath(target))  # noqa: PTH100 - resolve() would follow a link
+    _check_replaceable(target)
+    with _full_disk(target):
+        with _write_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = _beside(target, "tmp")
+            temporary.mkdir()
         try:
             yield temporary
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o777 & ~mask)
-            for path in temporary.rglob("*"):
-                if path.is_file():
-                    _sync_file(path)
-            if target.exists():
-                aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-                target.replace(aside / target.name)
-                temporary.replace(target)
-                shutil.rmtree(aside, ignore_errors=True)
-            else:
-                temporary.replace(target)
+            with _write_errors(target):
+                _sync_tree(temporary)
+                _swap(temporary, target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -132,8 +222,16 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_json(target: Path, value: object) -> None:
-    """Write `value` as indented JSON, whole or not at all. Non-finite numbers are refused."""
+    """Write `value` as indented JSON, whole or not at all.
+
+    Raises:
+        ValueError: `value` holds a number that is not finite, which JSON has no word for.
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a character, from someone's data: only an escape can hold it
+        text = json.dumps(value, indent=2, allow_nan=False)
     write_text(target, text + "\n")
 
 
@@ -141,20 +239,25 @@ def read_json(path: Path) -> dict[str, object]:
     """Read a JSON object that ince or a peer wrote.
 
     Raises:
-        InputError: there is no such file.
+        InputError: there is no such file, or it cannot be read.
         CorruptFileError: it is not a JSON object.
     """
+    with _read_errors(path):
+        data = Path(path).read_bytes()
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError("no such file", where=path) from error
-    except (ValueError, UnicodeDecodeError) as error:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise CorruptFileError(
             "not readable as JSON", where=path, got=str(error), do="restore or remove the file"
         ) from error
     if not isinstance(value, dict):
-        raise CorruptFileError("not a JSON object", where=path, got=type(value).__name__)
-    return value
+        raise CorruptFileError(
+            "not a JSON object",
+            where=path,
+            got=type(value).__name__,
+            do="restore or remove the file",
+        )
+    return cast(dict[str, object], value)
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -163,6 +266,10 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in pieces."""
-    with Path(path).open("rb") as stream:
+    """Hex SHA-256 of a file's bytes, read in pieces.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    with _read_errors(path), Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

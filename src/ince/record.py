@@ -18,7 +18,8 @@ model card are made from it. It holds plain JSON, so that a program without ince
     training    {"steps", "epochs", "num_tokens", "num_targets", "seconds",
                  "tokens_per_second", "first_loss", "final_loss"}
     evaluation  the content of eval.json (below) | null
-    proofs      [{"name", "value", "limit", "unit", "holds", "detail"}]
+    proofs      [{"name", "value" (null when it was not finite), "limit", "unit", "holds",
+                 "detail"}]
     phases      [{"name", "seconds", "peak_bytes"}] in order: where time and memory went
     seconds, peak_bytes          of the whole
     error       {"type", "what", …} when failed
@@ -37,6 +38,7 @@ model card are made from it. It holds plain JSON, so that a program without ince
 """
 
 import importlib.metadata
+import math
 import os
 import platform
 import sys
@@ -110,7 +112,17 @@ def hardware() -> dict[str, object]:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has held at once: its peak resident set, in bytes."""
+    """The most memory this process has held at once: its peak resident set, in bytes.
+
+    Linux says it per program in ``/proc``. `getrusage`, asked elsewhere, would there
+    count the program that started this one as well.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
     import resource  # not on every platform; used at run time only
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -184,10 +196,10 @@ class RunRecord:
     def add_proof(
         self, name: str, *, value: float, limit: float, unit: str, holds: bool, detail: str = ""
     ) -> None:
-        """Append one proof and save."""
+        """Record one proof and save; an earlier one of the same name is replaced."""
         proof = {
             "name": name,
-            "value": value,
+            "value": value if math.isfinite(value) else None,
             "limit": limit,
             "unit": unit,
             "holds": holds,
@@ -210,13 +222,18 @@ class RunRecord:
             self["phases"] = [*self["phases"], spent]
 
     def finish(self, status: str, error: dict[str, object] | None = None) -> None:
-        """Close the record: status, end time, whole seconds and peak memory."""
+        """Close the record: status, end time, seconds and peak memory over all its processes.
+
+        A run that was read back and continued adds to what it had spent before.
+        """
+        now = time.monotonic()
+        spent = float(self.content.get("seconds") or 0.0) + now - self._started
+        self._started = now
+        earlier_peak = int(self.content.get("peak_bytes") or 0)
         self.content["status"] = status
         self.content["finished"] = _now()
-        self.content["seconds"] = round(
-            self.content["seconds"] + time.monotonic() - self._started, 3
-        )
-        self.content["peak_bytes"] = peak_memory_bytes()
+        self.content["seconds"] = round(spent, 3)
+        self.content["peak_bytes"] = max(earlier_peak, peak_memory_bytes())
         if error is None:
             self.content.pop("error", None)
         else:

@@ -4,6 +4,7 @@ Binary units carry the i (1 GiB = 2**30 bytes), decimal units do not (1 GB = 10*
 """
 
 import re
+from decimal import Decimal
 
 from ince.errors import InputError, did_you_mean
 
@@ -31,14 +32,14 @@ def parse_bytes(text: str | int) -> int:
         InputError: not a number with a known unit, or negative.
     """
     if isinstance(text, int) and not isinstance(text, bool):
-        amount, unit = float(text), ""
+        amount, unit = Decimal(text), ""
     else:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
         if match is None:
             raise InputError(
                 "not an amount of memory", got=text, expected="a number and a unit, such as 3GiB"
             )
-        amount, unit = float(match[1]), match[2]
+        amount, unit = Decimal(match[1]), match[2]
     if unit not in _BYTE_UNITS:
         by_lower = {name.lower(): name for name in _BYTE_UNITS}
         if unit.lower() not in by_lower:
@@ -54,19 +55,30 @@ def parse_bytes(text: str | int) -> int:
     return int(amount * _BYTE_UNITS[unit])
 
 
+def _three_digits(size: float) -> str:
+    """Three significant digits of a number between 1 and 1024: 1.50, 12.3, 1020."""
+    for decimals, limit in ((2, 9.995), (1, 99.95)):
+        if abs(size) < limit:
+            return f"{size:.{decimals}f}"
+    return f"{size:.0f}"
+
+
 def format_bytes(num_bytes: float) -> str:
     """``1536`` → ``"1.50 KiB"``: binary units, three significant digits."""
     size = float(num_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
+    if abs(size) < 1024:
+        return f"{size:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
         size /= 1024
-    return f"{size:.3g} TiB"
+        if abs(size) < 1023.5:
+            return f"{_three_digits(size)} {unit}"
+    size /= 1024
+    return f"{_three_digits(size)} TiB"
 
 
 def format_seconds(seconds: float) -> str:
     """``75.2`` → ``"1 min 15 s"``; under a minute one decimal is kept."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -77,9 +89,11 @@ def format_seconds(seconds: float) -> str:
 
 def format_count(number: float) -> str:
     """``4884480`` → ``"4.88M"``; below 10,000 the whole number with separators."""
-    if abs(number) < 10_000:
+    if abs(number) < 9_999.5:
         return f"{number:,.0f}"
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:,.0f}"
+    size = float(number)
+    for unit in ("k", "M", "B"):
+        size /= 1000
+        if abs(size) < 999.5:
+            return f"{_three_digits(size)}{unit}"
+    return f"{_three_digits(size / 1000)}T"
