@@ -1,0 +1,21 @@
+"""A model reference becomes a placed, quantized model.
+
+References are packaged names, folders, GGUF files and hub ids. Model definitions,
+tokenizers and chat templates are transformers'; what is ours is finding the files,
+checking them, and never holding more than the finished model and one tensor in memory.
+"""
+
+from ince.models.attention import attention_argument
+from ince.models.load import choose_device, load_model, load_tokenizer
+from ince.models.packaged import PACKAGED_MODELS
+from ince.models.reference import ResolvedModel, resolve
+
+__all__ = [
+    "PACKAGED_MODELS",
+    "ResolvedModel",
+    "attention_argument",
+    "choose_device",
+    "load_model",
+    "load_tokenizer",
+    "resolve",
+]

@@ -1,0 +1,281 @@
+"""From a reference to a placed, frozen, perhaps quantized model and its tokenizer."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ince.errors import CorruptFileError, InputError, ModelReferenceError, did_you_mean
+from ince.formats.checkpoint import Checkpoint
+from ince.models.build import EmptyOnMeta, can_stream, stream_into
+from ince.models.quiet import quiet_transformers
+from ince.models.reference import ResolvedModel, resolve
+
+if TYPE_CHECKING:
+    from ince.quant import NF4Config
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["choose_device", "load_model", "load_tokenizer"]
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def load_model(
+    reference: str | Path | ResolvedModel,
+    *,
+    quantization: "NF4Config | None" = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "auto",
+    revision: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Load a causal language model and its tokenizer.
+
+    The model is in evaluation mode and frozen: no parameter asks for a gradient.
+    Weights stream in one tensor at a time, and linear layers are quantized as they
+    arrive, so that memory never holds more than the finished model and one tensor. A
+    model whose checkpoint names its tensors in another way than its class goes through
+    transformers' loader instead, and is quantized after it.
+
+    Args:
+        reference: a packaged name, folder, GGUF file or hub id; or what `resolve` returned.
+        quantization: pack the linear layers (never the output head) as NF4.
+        dtype: of what is not quantized; bfloat16 when None.
+        device: ``"auto"`` takes CUDA, then MPS, then the CPU; else a torch device.
+        revision: branch, tag or commit, for a hub id.
+        progress: told ``(stage, done, total)``; stages are converting, downloading, loading.
+
+    Raises:
+        ModelReferenceError: no such model, or not one that ince can read.
+        CorruptFileError: its files are damaged.
+
+    A tokenizer without a padding token pads with its end token.
+    """
+    place = choose_device(device)
+    kept = torch.bfloat16 if dtype is None else dtype
+    if kept not in _DTYPES:
+        raise InputError(
+            "a model cannot be loaded in this dtype",
+            got=str(kept),
+            expected=", ".join(str(d).removeprefix("torch.") for d in _DTYPES),
+        )
+    if isinstance(reference, ResolvedModel):
+        resolved = reference
+    else:
+        resolved = resolve(reference, revision, progress=progress)
+    checkpoint = Checkpoint(resolved.folder)
+    with quiet_transformers():
+        config = _read_config(resolved.folder)
+        tokenizer = load_tokenizer(resolved.folder)
+        model = _load(config, checkpoint, kept, place, quantization, progress)
+    _check_vocabulary(model, tokenizer, resolved.folder)
+    model.name_or_path = resolved.name
+    model.config.name_or_path = resolved.name
+    model.requires_grad_(False)
+    return model.eval(), tokenizer
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """The torch device meant by `device`.
+
+    Raises:
+        InputError: not a device, or not on this machine.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(
+            "not a device",
+            got=str(device),
+            expected="auto, cpu, cuda, cuda:N or mps",
+            do=did_you_mean(str(device), _DEVICES),
+        ) from error
+    absent = (
+        chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()
+    ) or (chosen.type == "mps" and not torch.backends.mps.is_available())
+    if absent:
+        raise InputError(
+            f"this machine, or this build of torch, has no device {str(chosen)!r}",
+            do="use auto, which takes what there is",
+        )
+    return chosen
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer in a model folder; its padding token is set.
+
+    Raises:
+        ModelReferenceError: there is none, or transformers cannot read it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # JSON, missing files and unknown classes all fail differently
+        raise ModelReferenceError(
+            "the model's tokenizer cannot be loaded",
+            where=folder,
+            got=f"{type(error).__name__}: {error}",
+            expected="tokenizer.json and tokenizer_config.json beside the weights",
+            do="save the tokenizer into the folder (tokenizer.save_pretrained)",
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _load(
+    config: Any,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: "NF4Config | None",
+    progress: Callable[[str, int, int], None] | None,
+) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    folder = checkpoint.folder
+    try:
+        with EmptyOnMeta():
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=False
+            )
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
+        raise ModelReferenceError(
+            "transformers cannot build a language model from this config",
+            where=folder / "config.json",
+            got=f"{type(error).__name__}: {error}",
+            expected="a causal language model that the installed transformers knows",
+        ) from error
+    if not can_stream(model, checkpoint, dtype):
+        del model
+        return _load_whole(folder, dtype, device, quantization, progress)
+    stream_into(
+        model,
+        checkpoint,
+        dtype=dtype,
+        device=device,
+        quantization=quantization,
+        progress=progress,
+    )
+    if (folder / "generation_config.json").is_file():
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(str(folder))
+        except (OSError, ValueError, TypeError) as error:
+            raise CorruptFileError(
+                "the generation settings cannot be read",
+                where=folder / "generation_config.json",
+                got=str(error),
+                do="repair the file, or remove it to use the defaults",
+            ) from error
+    return model
+
+
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CorruptFileError(
+            "not readable as JSON", where=path, got=str(error), do="get the model again"
+        ) from error
+    stored = raw.get("quantization_config") if isinstance(raw, dict) else None
+    if stored:
+        method = stored.get("quant_method") if isinstance(stored, dict) else stored
+        raise ModelReferenceError(
+            "the weights in this folder are quantized already",
+            where=path,
+            got=method,
+            expected="16-bit or 32-bit weights; ince quantizes them itself while loading",
+            do="use the original model that this one was made from",
+        )
+    try:
+        return AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelReferenceError(
+            "transformers cannot read the model's config",
+            where=path,
+            got=f"{type(error).__name__}: {error}",
+            expected="the config of an architecture that the installed transformers knows",
+            do="code that comes with a model is never run; update transformers if it is newer",
+        ) from error
+
+
+def _load_whole(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: "NF4Config | None",
+    progress: Callable[[str, int, int], None] | None,
+) -> "PreTrainedModel":
+    """Load through transformers, which knows how to rename and fuse tensors."""
+    from transformers import AutoModelForCausalLM
+
+    if progress is not None:
+        progress("loading", 0, 1)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ModelReferenceError(
+            "transformers cannot load these weights",
+            where=folder,
+            got=f"{type(error).__name__}: {error}",
+        ) from error
+    for key, what in (
+        ("missing_keys", "absent from the weight files"),
+        ("unexpected_keys", "in the weight files but not part of the model"),
+        ("mismatched_keys", "of another shape than the config says"),
+    ):
+        names = sorted(str(name) for name in info.get(key) or ())
+        if names:
+            raise ModelReferenceError(
+                f"{len(names)} tensors are {what}",
+                where=folder,
+                got=", ".join(names[:5]),
+                expected="every tensor of the config's architecture, and no other",
+                do="config.json and the weights belong to different models; get both again",
+            )
+    model.to(device)
+    if quantization is not None:
+        from ince.quant import quantize_model
+
+        quantize_model(model, quantization)
+    if progress is not None:
+        progress("loading", 1, 1)
+    return model
+
+
+def _check_vocabulary(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path
+) -> None:
+    embedding: Any = model.get_input_embeddings()
+    num_rows = int(embedding.weight.shape[0])
+    if len(tokenizer) > num_rows:
+        raise ModelReferenceError(
+            "the tokenizer has more tokens than the model has embeddings",
+            where=folder,
+            got=f"{len(tokenizer)} tokens",
+            expected=f"at most {num_rows}",
+            do="the tokenizer belongs to another model; get both again",
+        )

@@ -1,0 +1,315 @@
+"""From what a user writes for a model to a folder that holds it.
+
+A reference is, in this order:
+
+1. a packaged name, such as ``smollm2-135m-instruct`` (``./name`` means the folder of that name);
+2. a path: a model folder, or a GGUF file, which is converted once;
+3. a hub id, ``owner/name``, downloaded by huggingface_hub into its own cache.
+
+Weights that are pickles are never downloaded or opened, and code that comes with a model
+is never run.
+"""
+
+import errno
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from ince.errors import DiskFullError, ModelReferenceError, did_you_mean
+from ince.models.cache import file_digest, folder_digest
+from ince.models.gguf import convert_gguf, is_gguf
+from ince.models.packaged import (
+    PACKAGED_MODELS,
+    PackagedModel,
+    package_file,
+    packaged_for_hub,
+)
+from ince.models.quiet import quiet_transformers
+
+__all__ = ["ResolvedModel", "resolve"]
+
+ModelKind = Literal["packaged", "hub", "folder", "gguf"]
+Progress = Callable[[str, int, int], None]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "README.md")
+# Subfolders hold other formats, and "consolidated" the same weights under other names.
+_HUB_IGNORED = ("*/*", "consolidated*")
+_DIGESTED = (".safetensors", ".json", ".jinja", ".model", ".txt")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model that is on this machine.
+
+    Attributes:
+        reference: as the user wrote it.
+        name: how an adapter names its base: the hub id where there is one, else the path.
+        kind: where it came from.
+        folder: config, safetensors weights and tokenizer.
+        source: the GGUF file that `folder` was converted from, or None.
+        license: as the model's card says, or None when it does not.
+        revision: the hub commit, or None.
+    """
+
+    reference: str
+    name: str
+    kind: ModelKind
+    folder: Path
+    source: Path | None = None
+    license: str | None = None
+    revision: str | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of what the model was read from.
+
+        Of the GGUF file where there is one, else over every weight, config and
+        tokenizer file. Computed at first use, remembered while the files stay as they are.
+        """
+        if self.source is not None:
+            return file_digest(self.source)
+        names = [p.name for p in self.folder.iterdir() if p.is_file() and p.suffix in _DIGESTED]
+        return folder_digest(self.folder, names)
+
+
+def resolve(
+    reference: str | Path,
+    revision: str | None = None,
+    *,
+    progress: Progress | None = None,
+) -> ResolvedModel:
+    """Find the model that `reference` names, downloading or converting it where needed.
+
+    Args:
+        reference: a packaged name, a folder, a GGUF file, or a hub id.
+        revision: branch, tag or commit; for hub ids only.
+        progress: told ``(stage, done, total)`` of what takes long.
+
+    Raises:
+        ModelReferenceError: no such model, or not one that ince can read.
+        CorruptFileError: its files are damaged.
+    """
+    text = str(reference).strip()
+    if not text:
+        raise ModelReferenceError(
+            "the model reference is empty",
+            expected="a packaged name, a folder, a GGUF file or a hub id",
+            do=f"for example {next(iter(PACKAGED_MODELS))}",
+        )
+    packaged = PACKAGED_MODELS.get(text) if isinstance(reference, str) else None
+    if packaged is not None:
+        return _packaged(text, packaged, revision, progress)
+    path = Path(text).expanduser()
+    if path.exists():
+        return _local(text, path, revision, progress)
+    if _looks_like_hub_id(text):
+        return _hub(text, text, revision, progress)
+    raise _unknown(text, path)
+
+
+def _looks_like_hub_id(text: str) -> bool:
+    return _HUB_ID.fullmatch(text) is not None and not text.lower().endswith(".gguf")
+
+
+def _packaged(
+    text: str, model: PackagedModel, revision: str | None, progress: Progress | None
+) -> ResolvedModel:
+    file = package_file(model) if revision is None else None
+    if file is None:
+        return _hub(text, model.hub_id, revision, progress)
+    return ResolvedModel(
+        reference=text,
+        name=model.hub_id,
+        kind="packaged",
+        folder=convert_gguf(file, progress=progress),
+        source=file,
+        license=model.license,
+    )
+
+
+def _local(
+    text: str, path: Path, revision: str | None, progress: Progress | None
+) -> ResolvedModel:
+    if revision is not None:
+        raise ModelReferenceError(
+            "a revision can be chosen for models from the hub only",
+            where=path,
+            got=revision,
+            do="leave the revision out",
+        )
+    absolute = path.resolve()
+    if path.is_file():
+        if not is_gguf(path):
+            raise ModelReferenceError(
+                "this file is not a model that can be read",
+                where=path,
+                expected="a GGUF file, or a folder with config.json and safetensors weights",
+                do="name the folder of the model; pickles (.bin, .pt) are never opened",
+            )
+        folder = convert_gguf(path, progress=progress)
+        return ResolvedModel(text, str(absolute), "gguf", folder, source=absolute)
+    if not (path / "config.json").is_file():
+        raise _not_a_model(path)
+    return ResolvedModel(text, str(absolute), "folder", absolute, license=_card_license(path))
+
+
+def _not_a_model(path: Path) -> ModelReferenceError:
+    if (path / "adapter_config.json").is_file():
+        return ModelReferenceError(
+            "this folder holds an adapter, not a model",
+            where=path,
+            do="give its base as the model, and this folder as the adapter",
+        )
+    if (path / "run.json").is_file():
+        return ModelReferenceError(
+            "this folder is a run, not a model",
+            where=path,
+            do="give the run to a command that takes runs, or merge it into a model first",
+        )
+    inside = sorted(p.name for p in path.glob("*.gguf"))
+    if inside:
+        return ModelReferenceError(
+            "this folder holds GGUF files; name one of them",
+            where=path,
+            got=", ".join(inside),
+            do=f"use {path / inside[0]}",
+        )
+    return ModelReferenceError(
+        "the folder has no config.json, so it is not a model",
+        where=path,
+        got=", ".join(sorted(p.name for p in path.iterdir())[:12]) or "an empty folder",
+        expected="config.json, safetensors weights and a tokenizer",
+    )
+
+
+def _unknown(text: str, path: Path) -> ModelReferenceError:
+    parent = path.parent
+    nearby = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+    if path.name == text:  # a bare word: a packaged name, or something in this folder
+        models = [n for n in nearby if n.endswith(".gguf") or (parent / n / "config.json").exists()]
+        suggestion = did_you_mean(text, [*PACKAGED_MODELS, *models])
+        known = ", ".join(PACKAGED_MODELS)
+        return ModelReferenceError(
+            f"no model is named {text!r}",
+            got=text,
+            expected=f"a packaged name ({known}), a folder, a GGUF file, or owner/name on the hub",
+            do=suggestion or f"for a model without a network, use {next(iter(PACKAGED_MODELS))}",
+        )
+    suggestion = did_you_mean(path.name, nearby)
+    return ModelReferenceError(
+        "no such model folder or GGUF file",
+        where=path,
+        got=text,
+        expected="a folder with config.json, or a .gguf file",
+        do=suggestion or "check the path; a hub id is written owner/name",
+    )
+
+
+def _hub(
+    text: str, hub_id: str, revision: str | None, progress: Progress | None
+) -> ResolvedModel:
+    from huggingface_hub import snapshot_download
+
+    if progress is not None:
+        progress("downloading", 0, 1)
+    try:
+        # The hub's own bars show a download of minutes; they belong on a terminal only.
+        with quiet_transformers(bars=sys.stderr.isatty()):
+            folder = Path(
+                snapshot_download(
+                    hub_id,
+                    revision=revision,
+                    allow_patterns=list(_HUB_PATTERNS),
+                    ignore_patterns=list(_HUB_IGNORED),
+                )
+            )
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                "no space left while downloading the model",
+                where=hub_id,
+                do="free some space, or set HF_HOME to a folder on another disk",
+            ) from error
+        stand_in = packaged_for_hub(hub_id)
+        file = package_file(stand_in) if stand_in and revision is None else None
+        if stand_in is not None and file is not None:
+            return _packaged(text, stand_in, None, progress)
+        raise _hub_error(text, hub_id, revision, error) from error
+    if progress is not None:
+        progress("downloading", 1, 1)
+    if not (folder / "config.json").is_file():
+        raise _not_a_model(folder)
+    return ResolvedModel(
+        reference=text,
+        name=hub_id,
+        kind="hub",
+        folder=folder,
+        license=_card_license(folder),
+        revision=folder.name,
+    )
+
+
+def _hub_error(
+    text: str, hub_id: str, revision: str | None, error: Exception
+) -> ModelReferenceError:
+    from huggingface_hub import errors
+
+    reason = " ".join(str(error).split()) or type(error).__name__
+    tried = f"tried the hub for {hub_id}"
+    if not isinstance(error, errors.LocalEntryNotFoundError):
+        known: tuple[tuple[type[Exception], str, str], ...] = (
+            (
+                errors.GatedRepoError,
+                f"{hub_id} may be used only by those who accepted its terms",
+                "accept them on the model's page, then run `hf auth login`",
+            ),
+            (
+                errors.RevisionNotFoundError,
+                f"{hub_id} has no revision {revision!r}",
+                "use a branch, tag or commit of the repository",
+            ),
+            (
+                errors.RepositoryNotFoundError,
+                f"the hub has no model {hub_id!r}, or not for you",
+                "check owner and name; for a private model run `hf auth login`",
+            ),
+        )
+        for kind, what, do in known:
+            if isinstance(error, kind):
+                return ModelReferenceError(what, where=tried, got=text, do=do)
+    packaged = PACKAGED_MODELS.get(text) or packaged_for_hub(hub_id)
+    if packaged is not None:
+        return ModelReferenceError(
+            f"{text} is not installed, and the hub cannot be reached",
+            where=f"tried the package {packaged.package}, then the hub for {hub_id}",
+            got=reason,
+            do=packaged.install_command,
+        )
+    names = ", ".join(PACKAGED_MODELS)
+    path = Path(text)
+    nearby = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    suggestion = did_you_mean(path.name, nearby)
+    return ModelReferenceError(
+        f"the model {hub_id!r} is neither a folder here nor on the hub as far as it can be reached",
+        where=f"tried the folder {text}, then the hub and its local cache",
+        got=reason,
+        expected="a folder, a GGUF file, or a hub id while there is a network",
+        do=(suggestion + ", or " if suggestion else "")
+        + f"use a local folder or a packaged model ({names}), which need no network",
+    )
+
+
+def _card_license(folder: Path) -> str | None:
+    """The license in the front matter of the model's README, or None."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    found = re.search(r"^license:\s*(\S+)\s*$", matter[1], re.MULTILINE) if matter else None
+    return found[1].strip("\"'") if found else None

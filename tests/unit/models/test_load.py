@@ -1,0 +1,267 @@
+"""Streaming gives the model that transformers' own loader gives, to the bit."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from ince.errors import CorruptFileError, InputError, ModelReferenceError
+from ince.models import ResolvedModel, choose_device, load_model
+from ince.models import load as load_module
+
+COMMON = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def llama(**changes: object) -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**{**COMMON, **changes}))
+
+
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama tied": lambda: llama(tie_word_embeddings=True),
+    "llama untied": lambda: llama(tie_word_embeddings=False),
+    "llama with biases and scaled rope": lambda: llama(
+        attention_bias=True,
+        mlp_bias=True,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**COMMON)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**COMMON, sliding_window=8)),
+    "gemma3": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            **COMMON,
+            sliding_window=8,
+            layer_types=["sliding_attention", "full_attention"],
+            query_pre_attn_scalar=16,
+        )
+    ),
+}
+
+
+def save_tokenizer(folder: Path) -> None:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *letters])}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+
+
+def save(model: PreTrainedModel, folder: Path, **options: object) -> Path:
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases too, or a loss of them is not seen
+            parameter.copy_(0.2 * torch.randn_like(parameter) + (parameter == 1))
+    model.save_pretrained(folder, **options)
+    save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save(llama(tie_word_embeddings=True), tmp_path / "model")
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    ids = torch.arange(3, 39).reshape(2, 18)
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MODELS)
+def test_streamed_model_equals_transformers_loader(
+    name: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(MODELS[name](), tmp_path / "model")
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    monkeypatch.setattr(load_module, "_load_whole", lambda *_: pytest.fail("was not streamed"))
+
+    ours, _ = load_model(folder, dtype=dtype, device="cpu")
+
+    assert torch.equal(logits(ours), logits(theirs))
+    assert type(ours) is type(theirs)
+    assert ours.config._attn_implementation == theirs.config._attn_implementation == "sdpa"
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    buffers = dict(theirs.named_buffers())
+    assert dict(ours.named_buffers()).keys() == buffers.keys()
+    for key, buffer in ours.named_buffers():
+        assert torch.equal(buffer, buffers[key]) and buffer.dtype == buffers[key].dtype
+
+
+def test_model_is_frozen_and_in_evaluation_mode(folder: Path) -> None:
+    model, tokenizer = load_model(folder, device="cpu")
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id  # it had none
+    assert model.name_or_path == str(folder.resolve())
+
+
+def test_shards_are_streamed(tmp_path: Path) -> None:
+    folder = save(llama(tie_word_embeddings=False), tmp_path / "model", max_shard_size="60KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    told: list[tuple[str, int, int]] = []
+    ours, _ = load_model(
+        folder, dtype=torch.float32, device="cpu", progress=lambda *step: told.append(step)
+    )
+    assert torch.equal(logits(ours), logits(theirs))
+    assert told[-1][1] == told[-1][2] == len(told)
+
+
+def test_weights_do_not_depend_on_the_file_afterwards(folder: Path) -> None:
+    model, _ = load_model(folder, dtype=torch.float32, device="cpu")
+    before = logits(model)
+    weights = folder / "model.safetensors"
+    size = weights.stat().st_size
+    with weights.open("rb+") as stream:
+        stream.seek(size // 2)
+        stream.write(b"\xff" * (size - size // 2))
+    assert torch.equal(logits(model), before)
+
+
+def test_equal_copy_of_a_tied_head_is_accepted(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model, _ = load_model(folder, dtype=torch.float32, device="cpu")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_head_that_differs_from_its_embedding_stays_untied(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] * 2
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model, _ = load_model(folder, dtype=torch.float32, device="cpu")
+    assert torch.equal(model.lm_head.weight, 2 * model.model.embed_tokens.weight)
+
+
+def test_fused_experts_go_through_transformers_loader(tmp_path: Path) -> None:
+    small = {**COMMON, "num_local_experts": 2, "num_experts_per_tok": 1}
+    folder = save(MixtralForCausalLM(MixtralConfig(**small)), tmp_path / "model")
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ours, _ = load_model(folder, dtype=torch.float32, device="cpu")
+    assert torch.equal(logits(ours), logits(theirs))
+
+
+def test_generation_settings_are_read(folder: Path) -> None:
+    settings = folder / "generation_config.json"
+    settings.write_text(json.dumps({"eos_token_id": [2, 7], "max_new_tokens": 5}))
+    model, _ = load_model(folder, device="cpu")
+    assert model.generation_config.eos_token_id == [2, 7]
+
+
+def test_loading_leaves_random_numbers_alone(folder: Path) -> None:
+    state = torch.random.get_rng_state()
+    load_model(folder, device="cpu")
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_resolved_model_is_taken_as_it_is(folder: Path) -> None:
+    resolved = ResolvedModel("x", "owner/base", "folder", folder)
+    model, _ = load_model(resolved, device="cpu")
+    assert model.name_or_path == "owner/base"
+
+
+@pytest.mark.parametrize("change", ["missing", "surplus", "shape"])
+def test_weights_of_another_model_are_refused(folder: Path, change: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    if change == "missing":
+        del tensors[name]
+    elif change == "surplus":
+        tensors["model.layers.7.mlp.up_proj.weight"] = tensors[name].clone()
+    else:
+        tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelReferenceError, match="up_proj"):
+        load_model(folder, device="cpu")
+
+
+def test_model_without_tokenizer_is_refused(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ModelReferenceError, match="tokenizer"):
+        load_model(folder, device="cpu")
+
+
+def test_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    folder = save(llama(vocab_size=100), tmp_path / "model")
+    with pytest.raises(ModelReferenceError, match="more tokens than the model has embeddings"):
+        load_model(folder, device="cpu")
+
+
+def test_quantized_checkpoint_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelReferenceError, match="quantized already"):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("{", CorruptFileError),
+        ('{"model_type": "no_such_architecture"}', ModelReferenceError),
+        ('{"model_type": "vit"}', ModelReferenceError),
+        ('{"hidden_size": 5}', ModelReferenceError),
+        ("[]", ModelReferenceError),
+    ],
+)
+def test_unusable_config_is_refused(folder: Path, text: str, error: type[Exception]) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(error):
+        load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "auto1"])
+def test_unusable_device_is_refused(device: str) -> None:
+    with pytest.raises(InputError):
+        choose_device(device)
+
+
+def test_integer_dtype_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="dtype"):
+        load_model(folder, dtype=torch.int8, device="cpu")
