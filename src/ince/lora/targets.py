@@ -1,0 +1,244 @@
+"""Which layers of a model a `LoraConfig` means, and at which rank and scale.
+
+The rules are PEFT's, so that a config means the same layers on either side. What differs:
+a name that means nothing is a mistake here, not a silence, and the nearest names are shown.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ince.errors import ConfigError, Problem, did_you_mean
+from ince.lora.config import ALL_LINEAR, LoraConfig
+from ince.lora.layer import LoraLinear, outer_modules
+from ince.quant import Linear4bit
+
+__all__ = ["Target", "find_targets", "resolve"]
+
+# What PEFT adapts in most decoders when nothing is said.
+_DEFAULT_NAMES = ("q_proj", "v_proj")
+_MAX_NAMES_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Target:
+    """One layer to adapt: its dotted name, the layer, and its rank and alpha."""
+
+    name: str
+    layer: nn.Linear | Linear4bit | LoraLinear
+    r: int
+    alpha: float
+
+    @property
+    def shape_a(self) -> tuple[int, int]:
+        """(r, in)."""
+        return (self.r, self.layer.in_features)
+
+    @property
+    def shape_b(self) -> tuple[int, int]:
+        """(out, r)."""
+        return (self.layer.out_features, self.r)
+
+
+def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> list[Target]:
+    """The layers of `model` that `config` means, in the model's order. Changes nothing.
+
+    Args:
+        model: the base, with or without adapters in it.
+        config: what is meant.
+        strict: refuse names and patterns that mean nothing. Off when a written adapter is
+            read, where its tensors say what it touches.
+
+    Raises:
+        ConfigError: no layer is meant, a name means nothing, or a layer cannot be adapted.
+    """
+    modules = _modules(model)
+    adaptable = {name for name, module in modules.items() if _is_adaptable(module)}
+    leaves = _leaf_names(adaptable)
+    if strict:
+        problems = [*_unmatched(config, modules, leaves)]
+        if problems:
+            raise ConfigError(
+                "the LoRA config names modules that the model does not have",
+                where=type(model).__name__,
+                problems=problems,
+                do=_offer(leaves),
+            )
+    wanted = _wanted(model, modules, config)
+    refused = [name for name in wanted if name not in adaptable]
+    if refused:
+        raise ConfigError(
+            "these modules cannot be adapted",
+            where=type(model).__name__,
+            problems=[_why_not(name, modules[name]) for name in refused[:_MAX_NAMES_SHOWN]],
+            expected="linear layers",
+            do=_offer(leaves),
+        )
+    if not wanted:
+        raise ConfigError(
+            "the LoRA config touches no module of the model",
+            where=type(model).__name__,
+            got=f"target_modules {config.target_modules!r}",
+            problems=_transposed(modules),
+            do=_offer(leaves),
+        )
+    targets = [_target(name, modules[name], config) for name in wanted]
+    if strict:
+        problems = [*_unmatched_patterns(config, wanted)]
+        if problems:
+            raise ConfigError(
+                "the LoRA config has patterns that match none of its modules",
+                where=type(model).__name__,
+                problems=problems,
+            )
+    return targets
+
+
+def resolve(model: nn.Module, config: LoraConfig, targets: Sequence[Target]) -> LoraConfig:
+    """`config` with `target_modules` as names: the short ones where they mean the same."""
+    if config.target_modules is None:
+        return config.model_copy(update={"target_modules": _DEFAULT_NAMES})
+    if config.target_modules != ALL_LINEAR:
+        return config
+    names = [target.name for target in targets]
+    short = config.model_copy(update={"target_modules": tuple(_leaf_names(names))})
+    if _wanted(model, _modules(model), short) == names:
+        return short
+    return config.model_copy(update={"target_modules": tuple(names)})
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in outer_modules(model) if name}
+
+
+def _is_adaptable(module: nn.Module) -> bool:
+    # Not subclasses of nn.Linear: those that exist store or use their weight differently.
+    return type(module) is nn.Linear or isinstance(module, Linear4bit | LoraLinear)
+
+
+def _leaf_names(names: Iterable[str]) -> list[str]:
+    return sorted({name.rpartition(".")[2] for name in names if not name[-1].isdigit()})
+
+
+def _offer(leaves: list[str]) -> str | None:
+    if not leaves:
+        return None
+    shown = ", ".join(leaves[:_MAX_NAMES_SHOWN]) + (", …" if len(leaves) > _MAX_NAMES_SHOWN else "")
+    return f"target some of {shown}; or {ALL_LINEAR!r}"
+
+
+def _matches(pattern: str | tuple[str, ...], name: str) -> bool:
+    if isinstance(pattern, str):
+        return re.fullmatch(pattern, name) is not None
+    return any(name == entry or name.endswith(f".{entry}") for entry in pattern)
+
+
+def _layer_number(name: str, layers_pattern: str | tuple[str, ...] | None) -> int | None:
+    """The first number in `name` that counts layers: after a list of that name, or any."""
+    if not layers_pattern:
+        found = re.match(r".*?\.[^.]*\.(\d+)\.", name)
+        return int(found[1]) if found else None
+    for pattern in (layers_pattern,) if isinstance(layers_pattern, str) else layers_pattern:
+        found = re.match(rf"(?:^|.*?\.)(?:{pattern})\.(\d+)\.", name)
+        if found:
+            return int(found[1])
+    return None
+
+
+def _layers(config: LoraConfig) -> tuple[int, ...]:
+    layers = config.layers_to_transform
+    if layers is None:
+        return ()
+    return (layers,) if isinstance(layers, int) else layers
+
+
+def _wanted(model: nn.Module, modules: dict[str, nn.Module], config: LoraConfig) -> list[str]:
+    names = config.target_modules
+    exclude = config.exclude_modules
+    if names is None:
+        names = _DEFAULT_NAMES
+    if names == ALL_LINEAR:
+        head = _output_head(model)
+        found = [
+            name
+            for name, module in modules.items()
+            if isinstance(module, nn.Linear | Linear4bit | LoraLinear) and module is not head
+        ]
+    else:
+        layers = _layers(config)
+        found = [
+            name
+            for name in modules
+            if _matches(names, name)
+            # As in PEFT, a module named in full is meant whatever its layer.
+            and (not layers or name in names or _layer_number(name, config.layers_pattern) in layers)
+        ]
+    if exclude is None:
+        return found
+    return [name for name in found if not _matches(exclude, name)]
+
+
+def _output_head(model: nn.Module) -> nn.Module | None:
+    output_embeddings = getattr(model, "get_output_embeddings", None)
+    return output_embeddings() if callable(output_embeddings) else None
+
+
+def _unmatched(
+    config: LoraConfig, modules: dict[str, nn.Module], leaves: list[str]
+) -> Iterator[Problem]:
+    fields = (("target_modules", config.target_modules), ("exclude_modules", config.exclude_modules))
+    for key, names in fields:
+        for entry in names if isinstance(names, tuple) else ():
+            if not any(_matches((entry,), name) for name in modules):
+                near = did_you_mean(entry.rpartition(".")[2], leaves)
+                yield Problem(key, f"{entry!r} matches no module", near)
+    if config.target_modules is None and not any(_matches(_DEFAULT_NAMES, n) for n in modules):
+        yield Problem("target_modules", "the model has no q_proj or v_proj; name its layers")
+    for layer in _layers(config):
+        if all(_layer_number(name, config.layers_pattern) != layer for name in modules):
+            yield Problem("layers_to_transform", f"there is no layer {layer}")
+
+
+def _unmatched_patterns(config: LoraConfig, wanted: list[str]) -> Iterator[Problem]:
+    patterns = (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern))
+    for key, table in patterns:
+        for pattern in table:
+            if _value_of({pattern: 1}, wanted, None) is None:
+                near = did_you_mean(pattern.rpartition(".")[2], _leaf_names(wanted))
+                yield Problem(f"{key}.{pattern}", "matches none of the target modules", near)
+
+
+def _value_of(
+    table: dict[str, int] | dict[str, int | float], names: list[str], default: float | None
+) -> float | None:
+    """The value of the first pattern that one of `names` ends with."""
+    for pattern, value in table.items():
+        if any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
+            return value
+    return default
+
+
+def _target(name: str, layer: nn.Module, config: LoraConfig) -> Target:
+    assert isinstance(layer, nn.Linear | Linear4bit | LoraLinear)  # checked by the caller
+    r = _value_of(config.rank_pattern, [name], config.r)
+    alpha = _value_of(config.alpha_pattern, [name], config.lora_alpha)
+    assert r is not None and alpha is not None
+    return Target(name, layer, int(r), alpha)
+
+
+def _why_not(name: str, module: nn.Module) -> Problem:
+    kind = type(module).__name__
+    if kind == "Conv1D":
+        return Problem(name, "is a Conv1D, whose weight is stored (in, out)")
+    if isinstance(module, nn.Linear):
+        return Problem(name, f"is a {kind}, not a plain linear layer", "put it in exclude_modules")
+    return Problem(name, f"is a {kind}, not a linear layer")
+
+
+def _transposed(modules: dict[str, nn.Module]) -> list[Problem]:
+    names = [name for name, module in modules.items() if type(module).__name__ == "Conv1D"]
+    if not names:
+        return []
+    return [Problem("", f"the model has {len(names)} Conv1D layers, which cannot be adapted")]
