@@ -1,0 +1,68 @@
+"""How an operator is declared once, and how backends register beside the declaration.
+
+A thin layer over `torch.library`: it makes sure that every backend, and the shape inference of
+``torch.compile`` and of the meta device, runs behind the same checks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+__all__ = ["Operator"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator ``ince::name``.
+
+    Args:
+        name: under ``torch.ops.ince``.
+        schema: arguments and results, in the language of `torch.library`.
+        check: called with the arguments before any backend; raises `QuantError`. It looks at
+            dtypes and shapes alone, so that it holds for tensors without data too.
+    """
+
+    name: str
+    schema: str
+    check: Callable[..., None]
+
+    def __post_init__(self) -> None:
+        torch.library.define(self.qualified_name, self.schema)
+
+    @property
+    def qualified_name(self) -> str:
+        """Name with its namespace."""
+        return f"ince::{self.name}"
+
+    def backend(self, device_type: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+        """Register the decorated function for ``"cpu"``, ``"cuda"``, …; ``"default"`` is any.
+
+        A backend for a device type takes precedence over the default one.
+        """
+
+        def register(kernel: Callable[_P, _R]) -> Callable[_P, _R]:
+            torch.library.impl(self.qualified_name, device_type, self._checked(kernel))
+            return kernel
+
+        return register
+
+    def fake(self, shapes: Callable[_P, _R]) -> Callable[_P, _R]:
+        """Register the decorated function as what makes results without data."""
+        torch.library.register_fake(self.qualified_name, self._checked(shapes))
+        return shapes
+
+    def _checked(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
+        check = self.check
+
+        @wraps(function)
+        def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            check(*args, **kwargs)
+            return function(*args, **kwargs)
+
+        return checked

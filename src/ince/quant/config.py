@@ -1,0 +1,114 @@
+"""How a model is quantized: `NF4Config`."""
+
+from collections.abc import Mapping
+from typing import Literal, Self, cast
+
+import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ince.errors import ConfigError, Problem, did_you_mean
+from ince.ops import BLOCKSIZES
+
+__all__ = ["NF4Config"]
+
+
+class NF4Config(BaseModel):
+    """Settings of 4-bit NormalFloat quantization.
+
+    >>> NF4Config(blocksize=128).bits_per_weight
+    4.063...
+
+    Raises:
+        ConfigError: on construction; every mistake is in `problems`.
+
+    Source: QLoRA, arXiv:2305.14314.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+    blocksize: int = 64
+    """Weights that share a scale: a power of two from 32 to 4096."""
+
+    double_quant: bool = True
+    """Keep the scales in 8 bits too."""
+
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Type of the matrix products; a `torch.dtype` is accepted."""
+
+    skip_modules: tuple[str, ...] = Field(default=(), strict=False)
+    """Modules left as they are, with all inside: names, or runs of their dotted parts."""
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`compute_dtype` as PyTorch has it."""
+        return cast(torch.dtype, getattr(torch, self.compute_dtype))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Codes and scales of a large tensor, in bits per weight."""
+        scale_bits = 8 + 32 / 256 if self.double_quant else 32
+        return 4 + scale_bits / self.blocksize
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _report_all_mistakes(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, Mapping):
+            return handler(data)
+        values = dict(cast("Mapping[str, object]", data))
+        problems: list[Problem] = []
+        for name in sorted(set(values) - set(cls.model_fields), key=str):
+            suggestion = did_you_mean(name, cls.model_fields)
+            problems.append(Problem(str(name), "no such option", suggestion))
+            del values[name]
+        try:
+            config = handler(values)
+        except ValidationError as error:
+            problems += [_problem(detail) for detail in error.errors()]
+        else:
+            if not problems:
+                return config
+        raise ConfigError("the NF4 config has mistakes", problems=problems)
+
+    @field_validator("blocksize")
+    @classmethod
+    def _known_blocksize(cls, value: int) -> int:
+        if value not in BLOCKSIZES:
+            raise ValueError(f"must be one of {', '.join(map(str, BLOCKSIZES))}")
+        return value
+
+    @field_validator("compute_dtype", mode="before")
+    @classmethod
+    def _dtype_by_name(cls, value: object) -> object:
+        return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+
+    @field_validator("skip_modules", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError("a list of names, not one text")
+        return value
+
+    @field_validator("skip_modules")
+    @classmethod
+    def _names_are_usable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(value):
+            raise ValueError("an empty name matches no module")
+        return value
+
+
+def _problem(detail: Mapping[str, object]) -> Problem:
+    location = cast("tuple[object, ...]", detail["loc"])
+    what = str(detail["msg"]).removeprefix("Value error, ")
+    return Problem(
+        ".".join(map(str, location)), f"{what[:1].lower()}{what[1:]}, got {detail['input']!r}"
+    )

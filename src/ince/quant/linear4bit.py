@@ -1,0 +1,318 @@
+"""A linear layer over a frozen weight in four bits: `Linear4bit`.
+
+The weight is expanded for a product and dropped after it; training expands it once more in the
+backward pass instead of keeping it. It differs from bitsandbytes' layer of the same name in that
+nothing ever changes the packed buffers: not a forward, not a mode switch, not a cast of the
+model. It loads its own state dict strictly.
+
+Shapes: (..., in) → (..., out); weight (out, in), n = out · in.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ince.errors import QuantError
+from ince.ops import dequantize_absmax, dequantize_nf4, quantize_absmax, quantize_nf4
+from ince.quant.config import NF4Config
+
+__all__ = ["Linear4bit", "expanded"]
+
+# Parts of the stored weight. A cast of the model must not touch their precision.
+_PARTS = ("packed", "absmax", "nested_absmax", "nested_offset")
+
+
+class Linear4bit(nn.Module):
+    """``y = x Wᵀ + b`` with W in NF4, frozen.
+
+    Args:
+        in_features: width of the input.
+        out_features: width of the output.
+        bias: whether there is one; it stays a float parameter, frozen.
+        config: of the quantization.
+        device: of the buffers. They hold no weight yet: load a state dict, or use
+            `from_linear` or `from_weight`.
+
+    Buffers, of n weights in m = ceil(n / blocksize) blocks:
+        packed: (ceil(n/2), 1) uint8.
+        absmax: (m,) float32; with double quantization uint8, and beside it
+        nested_absmax: (ceil(m/256),) float32, and
+        nested_offset: () float32.
+
+    Products are taken in `compute_dtype`; the result has the dtype of the input.
+    """
+
+    packed: Tensor
+    absmax: Tensor
+    nested_absmax: Tensor | None
+    nested_offset: Tensor | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = False,
+        config: NF4Config | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if in_features < 1 or out_features < 1:
+            raise QuantError(
+                "a layer without weights cannot be quantized",
+                got=f"{in_features} inputs, {out_features} outputs",
+                expected="at least one of each",
+            )
+        self.in_features = in_features
+        self.out_features = out_features
+        self.config = config if config is not None else NF4Config()
+        self.compute_dtype = self.config.torch_dtype
+        # The weight in floats, while expanded; no buffer, so that it is never saved.
+        self._expanded: Tensor | None = None
+
+        def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+            self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
+
+        num_blocks = -(-self.num_weights // self.config.blocksize)
+        buffer("packed", ((self.num_weights + 1) // 2, 1), torch.uint8)
+        if self.config.double_quant:
+            buffer("absmax", (num_blocks,), torch.uint8)
+            buffer("nested_absmax", (-(-num_blocks // 256),), torch.float32)
+            buffer("nested_offset", (), torch.float32)
+        else:
+            buffer("absmax", (num_blocks,), torch.float32)
+            self.register_buffer("nested_absmax", None)
+            self.register_buffer("nested_offset", None)
+        if bias:
+            empty = torch.zeros(out_features, dtype=self.compute_dtype, device=device)
+            self.bias = nn.Parameter(empty, requires_grad=False)
+        else:
+            self.register_parameter("bias", None)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, config: NF4Config, *, name: str = "weight") -> Self:
+        """Quantize `linear`, which is left as it is; a bias is copied.
+
+        Args:
+            linear: the layer, on any device.
+            config: of the quantization.
+            name: of the tensor, for messages.
+
+        Raises:
+            QuantError: the weight is empty, not finite, or of another type.
+        """
+        layer = cls.from_weight(linear.weight, linear.bias, config=config, name=name)
+        return layer.train(linear.training)
+
+    @classmethod
+    @torch.no_grad()
+    def from_weight(
+        cls, weight: Tensor, bias: Tensor | None = None, *, config: NF4Config, name: str = "weight"
+    ) -> Self:
+        """Quantize `weight`, (out, in) of a float dtype; see `from_linear`."""
+        if weight.ndim != 2:
+            raise QuantError(
+                "not the weight of a linear layer",
+                where=name,
+                got=f"shape {tuple(weight.shape)}",
+                expected="(out, in)",
+            )
+        try:
+            packed, absmax = quantize_nf4(weight.detach(), config.blocksize)
+            parts = {"packed": packed, "absmax": absmax}
+            if config.double_quant:
+                nested = quantize_absmax(absmax)
+                parts |= dict(zip(_PARTS[1:], nested, strict=True))
+        except QuantError as error:
+            raise QuantError(
+                error.what, where=name, got=error.got, expected=error.expected, do=error.do
+            ) from None
+        out_features, in_features = weight.shape
+        layer = cls(in_features, out_features, config=config, device="meta")
+        for part, tensor in parts.items():
+            setattr(layer, part, tensor)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+        return layer
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return (self.out_features, self.in_features)
+
+    @property
+    def num_weights(self) -> int:
+        """Weights that the layer stands for; a bias is not counted."""
+        return self.out_features * self.in_features
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that the packed weight takes: codes and scales."""
+        return sum(part.numel() * part.element_size() for part in self._parts().values())
+
+    @torch.no_grad()
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight, (out, in): a new tensor in `dtype`, by default `compute_dtype`."""
+        parts = (self.packed, self.absmax, self.nested_absmax, self.nested_offset)
+        dtype = self.compute_dtype if dtype is None else dtype
+        return _dequantize(parts, self.config.blocksize, self.weight_shape, dtype)
+
+    @property
+    def is_expanded(self) -> bool:
+        """Whether the weight is held in `compute_dtype` as well."""
+        return self._expanded is not None
+
+    def expand(self) -> None:
+        """Hold the weight in `compute_dtype` until `collapse`; see `expanded`."""
+        if self._expanded is None:
+            self._expanded = self.dequantize()
+
+    def collapse(self) -> None:
+        """Drop what `expand` made; the packed weight was there all along."""
+        self._expanded = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) → (..., out), in the dtype of `x`."""
+        x_in = x.to(self.compute_dtype)
+        bias = None if self.bias is None else self.bias.to(self.compute_dtype)
+        if self._expanded is not None:
+            y = F.linear(x_in, self._expanded, bias)
+        else:
+            y = _Product.apply(
+                x_in,
+                bias,
+                self.packed,
+                self.absmax,
+                self.nested_absmax,
+                self.nested_offset,
+                self.config.blocksize,
+                self.weight_shape,
+            )
+        return cast(Tensor, y).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
+        config = self.config
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, blocksize={config.blocksize}, "
+            f"double_quant={config.double_quant}, compute_dtype={config.compute_dtype}"
+        )
+
+    def _parts(self) -> dict[str, Tensor]:
+        found = {name: cast("Tensor | None", getattr(self, name)) for name in _PARTS}
+        return {name: part for name, part in found.items() if part is not None}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # Modules are moved and cast by one function; here it may move, but not cast.
+        before = self._parts()
+        super()._apply(fn, recurse)
+        for name, part in self._parts().items():
+            if part.dtype != before[name].dtype:
+                setattr(self, name, before[name].to(part.device))
+        if self._expanded is not None:
+            self._expanded = self._expanded.to(self.packed.device)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Copying converts in silence: codes read as floats would be garbage.
+        for name, part in self._parts().items():
+            stored = state_dict.get(prefix + name)
+            if isinstance(stored, Tensor):
+                _check_stored(prefix + name, stored, part.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if self._expanded is not None:
+            self._expanded = self.dequantize()
+
+
+_Parts = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+def _dequantize(
+    parts: _Parts, blocksize: int, shape: tuple[int, int], dtype: torch.dtype
+) -> Tensor:
+    packed, absmax, nested_absmax, nested_offset = parts
+    if nested_absmax is not None and nested_offset is not None:
+        absmax = dequantize_absmax(absmax, nested_absmax, nested_offset)
+    return dequantize_nf4(packed, absmax, blocksize, shape, dtype)
+
+
+def _check_stored(name: str, stored: Tensor, dtype: torch.dtype) -> None:
+    if stored.dtype != dtype:
+        raise QuantError(
+            "a part of a packed weight has the wrong type",
+            where=name,
+            got=str(stored.dtype),
+            expected=str(dtype),
+            do="load it into a layer with the config that it was quantized with",
+        )
+    if dtype.is_floating_point and not stored.is_meta and not bool(stored.isfinite().all()):
+        raise QuantError(
+            "a scale of a packed weight is not finite",
+            where=name,
+            got=f"{int((~stored.isfinite()).sum())} of {stored.numel()} scales",
+            expected="finite scales",
+            do="the file is damaged; get it again, or quantize the model again",
+        )
+
+
+class _Product(torch.autograd.Function):
+    """x Wᵀ + b, and dX = dY W. What is kept for the backward pass are the packed buffers."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        bias: Tensor | None,
+        packed: Tensor,
+        absmax: Tensor,
+        nested_absmax: Tensor | None,
+        nested_offset: Tensor | None,
+        blocksize: int,
+        shape: tuple[int, int],
+    ) -> Tensor:
+        parts = (packed, absmax, nested_absmax, nested_offset)
+        return F.linear(x, _dequantize(parts, blocksize, shape, x.dtype), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        x, _, *parts, blocksize, shape = inputs
+        ctx.save_for_backward(*parts)
+        ctx.blocksize, ctx.shape, ctx.dtype = blocksize, shape, x.dtype
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0]
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            parts = cast(_Parts, ctx.saved_tensors)
+            grad_x = grad.to(ctx.dtype) @ _dequantize(parts, ctx.blocksize, ctx.shape, ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_bias = grad.flatten(0, -2).sum(0) if grad.ndim > 1 else grad
+        return grad_x, grad_bias, None, None, None, None, None, None
+
+
+@contextmanager
+def expanded(model: nn.Module) -> Iterator[None]:
+    """Inside, every `Linear4bit` of `model` keeps its weight in `compute_dtype`.
+
+    Generation then expands each weight once instead of at every token, for the memory of the
+    16-bit model. Results are equal to the bit. On leaving, also by an exception, the memory is
+    given back; layers that an outer `expanded` holds stay with it.
+    """
+    held: list[Linear4bit] = []
+    try:
+        for module in model.modules():
+            if isinstance(module, Linear4bit) and not module.is_expanded:
+                module.expand()
+                held.append(module)
+        yield
+    finally:
+        for module in held:
+            module.collapse()
