@@ -161,7 +161,8 @@ def _inject(
         if not isinstance(layer, LoraLinear):
             layer = LoraLinear(layer)
             layer.train(model.training)
-            model.set_submodule(target.name, layer, strict=True)
+            for place in _places(model, target.layer):
+                model.set_submodule(place, layer, strict=True)
         layer.add_adapter(
             adapter_name,
             r=target.r,
@@ -173,6 +174,11 @@ def _inject(
         if layer.active_adapter is None:
             layer.active_adapter = adapter_name
     return resolved
+
+
+def _places(model: nn.Module, module: nn.Module) -> list[str]:
+    """Every name of a module: one that is used twice must stay one."""
+    return [name for name, m in model.named_modules(remove_duplicate=False) if m is module]
 
 
 def _keys(target: Target) -> tuple[str, str]:

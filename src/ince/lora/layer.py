@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ince.errors import AdapterError
 from ince.lora.product import FusedLora, lora_frozen, lora_reference
-from ince.quant import Linear4bit
+from ince.quant import Linear4bit, weight_of
 
 __all__ = ["LoraLinear", "base_weight", "outer_modules"]
 
@@ -150,12 +150,12 @@ class LoraLinear(nn.Module):
         Raises:
             AdapterError: the merged weight is not finite in `dtype`.
         """
-        weight = base_weight(self.base_layer, torch.float32)
+        weight = weight_of(self.base_layer, torch.float32)
         name = self.active_adapter
         if name is not None and name in self.scaling:
             a_RD, b_OR = self.factors(name)
-            weight = torch.addmm(weight, b_OR, a_RD.to(weight.dtype), alpha=self.scaling[name])
-        merged = weight.to(dtype, copy=True)
+            weight.addmm_(b_OR, a_RD, alpha=self.scaling[name])
+        merged = weight.to(dtype)
         if not bool(torch.isfinite(merged).all()):
             raise AdapterError(
                 "a merged weight is not finite",

@@ -1,8 +1,8 @@
 """`PeftModel`: a transformers model with LoRA adapters, under the names of PEFT's API.
 
-It is a thin shell: the base model keeps its class and its methods (``generate``, …),
-which the shell hands through, and its layers are
-adapted in place. What it adds is what concerns adapters: load, save, switch, merge, count.
+It is a thin shell: the base model keeps its class and its methods (``generate``, …), which
+the shell hands through, and its layers are adapted in place. What it adds is what concerns
+adapters: load, save, switch, merge, count.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from ince.formats.adapter import read_adapter, write_adapter
 from ince.lora.config import LoraConfig
 from ince.lora.inject import adapter_tensors, check_adapter_name, inject, inject_tensors, lora_layers
 from ince.lora.merge import merged_model
-from ince.quant import Linear4bit
+from ince.quant import Linear4bit, num_weights
 
 __all__ = ["LoraModel", "PeftModel", "get_peft_model"]
 
@@ -183,10 +183,8 @@ class PeftModel(nn.Module):
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """(trainable, all). A 4-bit weight counts as the weights it stands for."""
-        parameters = list(self.parameters())
-        num_trainable = sum(p.numel() for p in parameters if p.requires_grad)
-        num_packed = sum(m.num_weights for m in self.modules() if isinstance(m, Linear4bit))
-        return num_trainable, sum(p.numel() for p in parameters) + num_packed
+        num_trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return num_trainable, num_weights(self)
 
     def print_trainable_parameters(self) -> None:
         """Print how much of the model is trained, in PEFT's words."""

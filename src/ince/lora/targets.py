@@ -138,7 +138,7 @@ def _matches(pattern: str | tuple[str, ...], name: str) -> bool:
 def _layer_number(name: str, layers_pattern: str | tuple[str, ...] | None) -> int | None:
     """The first number in `name` that counts layers: after a list of that name, or any."""
     if not layers_pattern:
-        found = re.match(r".*?\.[^.]*\.(\d+)\.", name)
+        found = re.match(r"(?:.*?\.)?[^.]*\.(\d+)\.", name)
         return int(found[1]) if found else None
     for pattern in (layers_pattern,) if isinstance(layers_pattern, str) else layers_pattern:
         found = re.match(rf"(?:^|.*?\.)(?:{pattern})\.(\d+)\.", name)

@@ -2,12 +2,12 @@
 
 import errno
 import json
+import os
 
 import pytest
 import torch
 from safetensors import safe_open
 
-import ince.files
 from ince.errors import CorruptFileError, DiskFullError, InputError
 from ince.formats.adapter import adapter_digest, read_adapter, write_adapter
 
@@ -64,10 +64,10 @@ def test_a_full_disk_leaves_the_old_adapter(tmp_path, monkeypatch):
     write_adapter(tmp_path / "x", CONFIG, TENSORS)
     before = adapter_digest(tmp_path / "x")
 
-    def full(path):
+    def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ince.files, "_sync_file", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskFullError):
         write_adapter(tmp_path / "x", CONFIG | {"r": 9}, TENSORS)
     monkeypatch.undo()

@@ -244,3 +244,13 @@ def test_gradients_reach_the_adapter_through_gradient_checkpointing():
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other)
         assert one.any()
+
+
+def test_a_layer_that_is_used_twice_stays_one():
+    base = llama()
+    layers = base.model.layers
+    layers[1].self_attn.q_proj = layers[0].self_attn.q_proj
+    model = get_peft_model(base, config(target_modules=["q_proj"]))
+    assert isinstance(layers[0].self_attn.q_proj, LoraLinear)
+    assert layers[1].self_attn.q_proj is layers[0].self_attn.q_proj
+    torch.testing.assert_close(logits(model.merge_and_unload()), logits(model))
