@@ -57,6 +57,10 @@ class ModelSection(BaseModel):
     blocksize: int = Field(default=64, ge=32, le=4096)
     """Weights that share a scale, a power of two. Only with nf4."""
 
+    expand: bool = False
+    """Hold a 16-bit copy of the 4-bit weights while training: the same numbers to the bit, faster
+    where unpacking is slow, for the memory of a 16-bit base. Only with nf4."""
+
     compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Type of the activations and of the products."""
 
