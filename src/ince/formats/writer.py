@@ -49,9 +49,7 @@ class PlannedTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_safetensors(
-    path: Path, plan: Sequence[PlannedTensor], tensors: Iterable[Tensor]
-) -> None:
+def write_safetensors(path: Path, plan: Sequence[PlannedTensor], tensors: Iterable[Tensor]) -> None:
     """Write `tensors` to `path`, one for each entry of `plan`, in its order.
 
     The file is not written whole: give a path inside `files.replace_folder` or

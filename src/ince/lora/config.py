@@ -93,7 +93,7 @@ class LoraConfig(BaseModel):
         ConfigError: on construction; every mistake is in `problems`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     r: _Rank = 8
     """Rank of the update."""
@@ -135,7 +135,7 @@ class LoraConfig(BaseModel):
     def _report_all_mistakes(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(data, Mapping):
             return handler(data)
-        values = cast(dict[str, object], dict(cast("Mapping[str, object]", data)))
+        values = dict(cast("Mapping[str, object]", data))
         problems = list(_refuse_not_built(values))
         for name in sorted(set(values) - set(cls.model_fields)):
             known = [*cls.model_fields, *_NOT_BUILT]
@@ -225,7 +225,9 @@ class LoraConfig(BaseModel):
             name: value
             for name, value in values.items()
             if name not in _IGNORED_IN_FILES
-            and (name in cls.model_fields or name in _NOT_BUILT or value not in (None, False, {}, []))
+            and (
+                name in cls.model_fields or name in _NOT_BUILT or value not in (None, False, {}, [])
+            )
         }
         try:
             return cls.model_validate(kept)
@@ -278,8 +280,9 @@ def _problems(error: ValidationError) -> Iterable[Problem]:
     seen: set[str] = set()
     for detail in error.errors():
         location = [str(part) for part in detail["loc"]]
-        key = ".".join(location[:2] if location[:1] in (["rank_pattern"], ["alpha_pattern"])
-                       else location[:1])
+        key = ".".join(
+            location[:2] if location[:1] in (["rank_pattern"], ["alpha_pattern"]) else location[:1]
+        )
         if key in seen:
             continue
         seen.add(key)

@@ -27,6 +27,7 @@ __all__ = [
 
 _PREFIX = "base_model.model."
 _MAX_PROBLEMS_SHOWN = 12
+_MAX_NAME_CHARACTERS = 120
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -186,9 +187,7 @@ def _keys(target: Target) -> tuple[str, str]:
     return f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
 
 
-def _check_tensors(
-    targets: Sequence[Target], tensors: Mapping[str, Tensor], where: object
-) -> None:
+def _check_tensors(targets: Sequence[Target], tensors: Mapping[str, Tensor], where: object) -> None:
     """Every tensor has its place, and every place its tensor, of its shape."""
     shapes: dict[str, tuple[int, ...]] = {}
     for target in targets:
@@ -197,7 +196,7 @@ def _check_tensors(
     missing = [name for name in shapes if name not in tensors]
     surplus = [name for name in tensors if name not in shapes]
     problems = [Problem(name, "is missing", did_you_mean(name, surplus)) for name in missing]
-    problems += [Problem(name, "has no place in the model") for name in surplus]
+    problems += [Problem(_cut(name), "has no place in the model") for name in surplus]
     problems += [
         Problem(name, f"is of shape {tuple(tensors[name].shape)}, the model's {shape}")
         for name, shape in shapes.items()
@@ -215,6 +214,12 @@ def _check_tensors(
             expected=f"{len(shapes)} tensors",
             do="load it on the base it was trained on",
         )
+
+
+def _cut(name: str) -> str:
+    if len(name) <= _MAX_NAME_CHARACTERS:
+        return name
+    return f"{name[:_MAX_NAME_CHARACTERS]}… ({len(name)} characters)"
 
 
 @torch.no_grad()

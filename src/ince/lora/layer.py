@@ -87,10 +87,8 @@ class LoraLinear(nn.Module):
                 None: left unset for weights that are read, drawing no random numbers.
         """
         device = next(_tensors(self.base_layer)).device
-        # Empty first: nn.Linear's own initialization would draw random numbers twice.
-        down = nn.utils.skip_init(nn.Linear, self.in_features, r, bias=False, device=device)
-        up = nn.utils.skip_init(nn.Linear, r, self.out_features, bias=False, device=device)
-        down, up = down.to(torch.float32), up.to(torch.float32)
+        down = _empty_linear(self.in_features, r, device)
+        up = _empty_linear(r, self.out_features, device)
         if init is not None:
             _initialize(down.weight, up.weight, init)
         self.lora_A[adapter_name] = down
@@ -165,6 +163,7 @@ class LoraLinear(nn.Module):
         return merged
 
     def extra_repr(self) -> str:
+        """One line for ``print(model)``."""
         return f"adapters={self.r}, active={self.active_adapter!r}"
 
 
@@ -183,6 +182,14 @@ def base_weight(base: nn.Linear | Linear4bit, dtype: torch.dtype) -> Tensor:
     if isinstance(base, Linear4bit):
         return base.dequantize(dtype)
     return base.weight.detach().to(dtype)
+
+
+def _empty_linear(in_features: int, out_features: int, device: torch.device) -> nn.Linear:
+    # Not initialized by nn.Linear itself, which would draw random numbers for nothing.
+    linear = nn.utils.skip_init(
+        nn.Linear, in_features, out_features, bias=False, device=device, dtype=torch.float32
+    )
+    return cast(nn.Linear, linear)
 
 
 def _initialize(a_RD: Tensor, b_OR: Tensor, init: bool | str) -> None:

@@ -7,7 +7,7 @@ back to 4: quantizing again rounds a small update away.
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from ince.lora.layer import LoraLinear, outer_modules
 from ince.quant import Linear4bit
 
-__all__ = ["MergedTensor", "make_config_plain", "merged_model", "merged_state_dict", "merged_tensors"]
+__all__ = [
+    "MergedTensor",
+    "make_config_plain",
+    "merged_model",
+    "merged_state_dict",
+    "merged_tensors",
+]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -130,9 +136,7 @@ def _bias(layer: LoraLinear | Linear4bit) -> Tensor | None:
 
 def _merged_linear(layer: LoraLinear | Linear4bit, dtype: torch.dtype) -> nn.Linear:
     weight, bias = _merged_weight(layer, dtype), _bias(layer)
-    linear = nn.utils.skip_init(
-        nn.Linear, layer.in_features, layer.out_features, bias=bias is not None, device="meta"
-    )
+    linear = nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach().to(dtype, copy=True), requires_grad=False)
@@ -159,4 +163,4 @@ def _as_is(name: str, tensor: Tensor, dtype: torch.dtype) -> MergedTensor:
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     get_base_model = getattr(model, "get_base_model", None)
-    return get_base_model() if callable(get_base_model) else model
+    return cast(nn.Module, get_base_model()) if callable(get_base_model) else model

@@ -8,7 +8,7 @@ adapters: load, save, switch, merge, count.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -16,7 +16,13 @@ from torch import nn
 from ince.errors import AdapterError, did_you_mean
 from ince.formats.adapter import read_adapter, write_adapter
 from ince.lora.config import LoraConfig
-from ince.lora.inject import adapter_tensors, check_adapter_name, inject, inject_tensors, lora_layers
+from ince.lora.inject import (
+    adapter_tensors,
+    check_adapter_name,
+    inject,
+    inject_tensors,
+    lora_layers,
+)
 from ince.lora.merge import merged_model
 from ince.quant import Linear4bit, num_weights
 
@@ -59,9 +65,7 @@ class PeftModel(nn.Module):
         AdapterError: the model is adapted already, or the name cannot be used.
     """
 
-    def __init__(
-        self, model: nn.Module, config: LoraConfig, adapter_name: str = "default"
-    ) -> None:
+    def __init__(self, model: nn.Module, config: LoraConfig, adapter_name: str = "default") -> None:
         super().__init__()
         _check_not_adapted(model)
         resolved = inject(model, _with_base(config, model), adapter_name)
@@ -107,14 +111,10 @@ class PeftModel(nn.Module):
     def add_adapter(self, adapter_name: str, peft_config: LoraConfig) -> None:
         """Add a fresh adapter beside the others; `set_adapter` makes it the active one."""
         model = self.get_base_model()
-        self.peft_config[adapter_name] = inject(
-            model, _with_base(peft_config, model), adapter_name
-        )
+        self.peft_config[adapter_name] = inject(model, _with_base(peft_config, model), adapter_name)
         self.set_adapter(self.active_adapter)
 
-    def load_adapter(
-        self, path: str | Path, adapter_name: str, is_trainable: bool = False
-    ) -> None:
+    def load_adapter(self, path: str | Path, adapter_name: str, is_trainable: bool = False) -> None:
         """Load another adapter beside the others; see `from_pretrained`."""
         self.peft_config[adapter_name] = _read_into(
             self.get_base_model(), Path(path), adapter_name, is_trainable
@@ -179,7 +179,7 @@ class PeftModel(nn.Module):
 
     def get_base_model(self) -> nn.Module:
         """The transformers model, its layers adapted."""
-        return cast(nn.Module, self.base_model.model)
+        return self.base_model.model
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """(trainable, all). A 4-bit weight counts as the weights it stands for."""
@@ -228,9 +228,7 @@ def get_peft_model(
     return PeftModel(model, peft_config, adapter_name)
 
 
-def _read_into(
-    model: nn.Module, path: Path, adapter_name: str, is_trainable: bool
-) -> LoraConfig:
+def _read_into(model: nn.Module, path: Path, adapter_name: str, is_trainable: bool) -> LoraConfig:
     check_adapter_name(adapter_name)
     values, tensors = read_adapter(path)
     config = LoraConfig.from_peft_dict(values, where=path)
@@ -259,11 +257,10 @@ def _base_dtype(model: nn.Module) -> torch.dtype:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             return module.compute_dtype
-    adapters = {id(p) for _, layer in lora_layers(model) for n in layer.scaling
-                for p in layer.factors(n)}
+    adapters = {
+        id(p) for _, layer in lora_layers(model) for n in layer.scaling for p in layer.factors(n)
+    }
     dtypes: list[torch.dtype] = [
         p.dtype for p in model.parameters() if id(p) not in adapters and p.is_floating_point()
     ]
     return dtypes[0] if dtypes else torch.bfloat16
-
-

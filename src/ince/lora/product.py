@@ -100,7 +100,7 @@ class FusedLora(torch.autograd.Function):
         sb_OR = (b_OR * s).to(x.dtype)
         u_NR = x_ND @ a.t()
         y.view(-1, y.shape[-1]).addmm_(u_NR, sb_OR.t())
-        saved.save_for_backward(x_ND, a, sb_OR, u_NR, keep_ND)
+        ctx.save_for_backward(x_ND, a, sb_OR, u_NR, keep_ND)
         saved.weight, saved.s, saved.p, saved.factor_dtype = weight, s, p, a_RD.dtype
         return y
 

@@ -5,8 +5,9 @@ a name that means nothing is a mistake here, not a silence, and the nearest name
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import nn
 
@@ -20,6 +21,8 @@ __all__ = ["Target", "find_targets", "resolve"]
 # What PEFT adapts in most decoders when nothing is said.
 _DEFAULT_NAMES = ("q_proj", "v_proj")
 _MAX_NAMES_SHOWN = 12
+
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,9 @@ def _wanted(model: nn.Module, modules: dict[str, nn.Module], config: LoraConfig)
             for name in modules
             if _matches(names, name)
             # As in PEFT, a module named in full is meant whatever its layer.
-            and (not layers or name in names or _layer_number(name, config.layers_pattern) in layers)
+            and (
+                not layers or name in names or _layer_number(name, config.layers_pattern) in layers
+            )
         ]
     if exclude is None:
         return found
@@ -182,13 +187,17 @@ def _wanted(model: nn.Module, modules: dict[str, nn.Module], config: LoraConfig)
 
 def _output_head(model: nn.Module) -> nn.Module | None:
     output_embeddings = getattr(model, "get_output_embeddings", None)
-    return output_embeddings() if callable(output_embeddings) else None
+    head = output_embeddings() if callable(output_embeddings) else None
+    return head if isinstance(head, nn.Module) else None
 
 
 def _unmatched(
     config: LoraConfig, modules: dict[str, nn.Module], leaves: list[str]
 ) -> Iterator[Problem]:
-    fields = (("target_modules", config.target_modules), ("exclude_modules", config.exclude_modules))
+    fields = (
+        ("target_modules", config.target_modules),
+        ("exclude_modules", config.exclude_modules),
+    )
     for key, names in fields:
         for entry in names if isinstance(names, tuple) else ():
             if not any(_matches((entry,), name) for name in modules):
@@ -205,27 +214,24 @@ def _unmatched_patterns(config: LoraConfig, wanted: list[str]) -> Iterator[Probl
     patterns = (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern))
     for key, table in patterns:
         for pattern in table:
-            if _value_of({pattern: 1}, wanted, None) is None:
+            if not any(_value_of({pattern: 1}, name, 0) for name in wanted):
                 near = did_you_mean(pattern.rpartition(".")[2], _leaf_names(wanted))
                 yield Problem(f"{key}.{pattern}", "matches none of the target modules", near)
 
 
-def _value_of(
-    table: dict[str, int] | dict[str, int | float], names: list[str], default: float | None
-) -> float | None:
-    """The value of the first pattern that one of `names` ends with."""
+def _value_of(table: Mapping[str, _Number], name: str, default: _Number) -> _Number:
+    """The value of the first pattern that `name` ends with."""
     for pattern, value in table.items():
-        if any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
+        if re.match(rf"(.*\.)?({pattern})$", name):
             return value
     return default
 
 
 def _target(name: str, layer: nn.Module, config: LoraConfig) -> Target:
     assert isinstance(layer, nn.Linear | Linear4bit | LoraLinear)  # checked by the caller
-    r = _value_of(config.rank_pattern, [name], config.r)
-    alpha = _value_of(config.alpha_pattern, [name], config.lora_alpha)
-    assert r is not None and alpha is not None
-    return Target(name, layer, int(r), alpha)
+    r = _value_of(config.rank_pattern, name, config.r)
+    alpha = _value_of(config.alpha_pattern, name, config.lora_alpha)
+    return Target(name, layer, r, alpha)
 
 
 def _why_not(name: str, module: nn.Module) -> Problem:

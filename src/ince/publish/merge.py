@@ -103,7 +103,9 @@ def _planned(tensor: MergedTensor) -> PlannedTensor:
 def _write_shards(shards: Sequence[Sequence[MergedTensor]], folder: Path) -> None:
     names = ["model.safetensors"]
     if len(shards) > 1:
-        names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+        names = [
+            f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)
+        ]
     for name, shard in zip(names, shards, strict=True):
         plan = [_planned(tensor) for tensor in shard]
         write_safetensors(folder / name, plan, (tensor.compute() for tensor in shard))

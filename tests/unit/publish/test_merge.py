@@ -25,9 +25,7 @@ IDS = [torch.tensor([[1, 5, 9, 2], [7, 3, 3, 0]]), torch.tensor([[4, 4, 1]])]
 def adapted(kind=LlamaForCausalLM, config=LlamaConfig, *, targets="all-linear", **values):
     torch.manual_seed(0)
     base = kind(config(**SIZES, **values)).eval()
-    return get_peft_model(
-        base, LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
-    )
+    return get_peft_model(base, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -59,7 +59,9 @@ def test_models_are_compared_in_evaluation_mode_and_put_back():
 def test_not_a_number_is_no_parity():
     broken = TABLE.clone()
     broken[0, 0] = torch.nan
-    parity = compare_logits(Fake(TABLE), Fake(broken), [torch.tensor([[0, 1]]), torch.tensor([[1]])])
+    parity = compare_logits(
+        Fake(TABLE), Fake(broken), [torch.tensor([[0, 1]]), torch.tensor([[1]])]
+    )
     with pytest.raises(ProofError):
         assert_parity(parity, 1e9)
 
