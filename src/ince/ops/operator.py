@@ -7,7 +7,7 @@ A thin layer over `torch.library`: it makes sure that every backend, and the sha
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -15,6 +15,15 @@ __all__ = ["Operator"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+
+def _mark_frozen(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+    # What is packed is frozen: results never ask for a gradient, whatever they came from.
+    ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
+
+
+def _no_gradient(ctx: Any, *grads: Any) -> None:  # noqa: ARG001  never reached: see above
+    return None
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,9 @@ class Operator:
 
     def __post_init__(self) -> None:
         torch.library.define(self.qualified_name, self.schema)
+        torch.library.register_autograd(
+            self.qualified_name, _no_gradient, setup_context=_mark_frozen
+        )
 
     @property
     def qualified_name(self) -> str:
