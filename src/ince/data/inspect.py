@@ -14,7 +14,7 @@ from ince.data.config import DataConfig
 from ince.data.conversation import Conversation
 from ince.data.dataset import Converted, EncodedRows, convert_source, encode_rows
 from ince.data.example import Example
-from ince.data.packing import pack
+from ince.data.packing import pack_rows
 from ince.data.rows import RowProblem, count_reasons
 from ince.data.sources import SourceFile, read_source
 
@@ -189,7 +189,7 @@ def _token_facts(rows: EncodedRows, max_length: int) -> TokenFacts | None:
     whole = [LongRow(n, example.num_tokens + example.num_truncated) for n, example in rows.examples]
     lengths = sorted(row.num_tokens for row in whole)
     num_tokens = sum(example.num_tokens for example in examples)
-    packs = pack([example.num_tokens for example in examples], max_length)
+    rows_packed = pack_rows(examples, range(len(examples)), max_length)
     return TokenFacts(
         num_examples=len(examples),
         num_tokens=num_tokens,
@@ -202,8 +202,10 @@ def _token_facts(rows: EncodedRows, max_length: int) -> TokenFacts | None:
         longest=lengths[-1],
         histogram=_histogram(lengths),
         longest_rows=tuple(sorted(whole, key=lambda r: (-r.num_tokens, r.number))[:_NUM_LONGEST]),
-        num_packed_rows=len(packs),
-        packed_share=round(num_tokens / (len(packs) * max_length), 4),
+        num_packed_rows=len(rows_packed),
+        packed_share=round(
+            sum(row.num_tokens for row in rows_packed) / (len(rows_packed) * max_length), 4
+        ),
     )
 
 

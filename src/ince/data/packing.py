@@ -1,29 +1,24 @@
 """Examples of different lengths into rows of one length, with little room left over.
 
-Best fit, longest first: each example goes to the fullest row that still has room for it. For
-many short examples this comes within a few tokens a row of the best there is. Examples in one
-row do not see each other; `ince.data.batch` marks where they begin.
-
-Rows follow the order in which the examples are given, so that a shuffled epoch has shuffled
-rows; examples of equal length change places, and thus companions, from epoch to epoch.
+Examples in one row do not see each other, but those that begin alike share the beginning
+(`ince.data.prefixes`), so what an example costs depends on its company. Examples are taken
+in windows of the given order, longest first; each goes where it adds the fewest tokens, and
+among such rows to the fullest. Shuffled examples thus give shuffled rows, packed anew in
+every epoch, and the same ones whenever asked for again.
 """
 
-from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from ince.data.example import Example
+from ince.data.prefixes import PrefixTree, Segment, num_shareable, segments_of
 from ince.errors import DataError
 
-__all__ = ["Pack", "Row", "pack", "pack_rows", "single_rows"]
+__all__ = ["Row", "pack_rows", "single_rows"]
 
-
-@dataclass(frozen=True)
-class Pack:
-    """Which examples share a row, in order, and how many tokens they have together."""
-
-    examples: tuple[int, ...]
-    num_tokens: int
+# More would pack a little tighter, for time that grows with it.
+_WINDOW = 256
 
 
 @dataclass(frozen=True)
@@ -32,73 +27,77 @@ class Row:
 
     examples: tuple[Example, ...]
 
-    @property
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """What stands where; shared beginnings once."""
+        return segments_of(self.examples)
+
+    @cached_property
     def num_tokens(self) -> int:
-        """Tokens of all its examples."""
-        return sum(example.num_tokens for example in self.examples)
+        """Tokens of the row, shared beginnings counted once."""
+        return sum(segment.last - segment.first for segment in self.segments)
 
 
-def pack(lengths: Sequence[int], max_length: int, order: Sequence[int] | None = None) -> list[Pack]:
-    """Pack examples of these lengths into rows of at most `max_length` tokens.
+class _OpenRow:
+    """A row that still takes examples."""
 
-    Each example of `order` is in exactly one row, whole. A function of its arguments alone.
+    def __init__(self, max_length: int) -> None:
+        self.members: list[int] = []
+        self.room = max_length
+        self._tree = PrefixTree()
+
+    def cost(self, example: Example, limit: int) -> int:
+        return example.num_tokens - self._tree.num_shared(example, limit)
+
+    def take(self, place: int, example: Example, limit: int, cost: int) -> None:
+        self.members.append(place)
+        self.room -= cost
+        self._tree.add(example, limit)
+
+
+def pack_rows(examples: Sequence[Example], order: Sequence[int], max_length: int) -> list[Row]:
+    """The examples of `order`, each whole in one row of at most `max_length` tokens.
+
+    A function of its arguments alone.
 
     Args:
-        lengths: tokens of each example.
+        examples: to choose from.
+        order: indices into `examples`.
         max_length: tokens of a row.
-        order: indices into `lengths`, each at most once; all of them in turn when None.
 
     Raises:
         DataError: an example is longer than a row, or empty.
     """
-    order = range(len(lengths)) if order is None else order
     for index in order:
-        if not 0 < lengths[index] <= max_length:
+        if not 0 < examples[index].num_tokens <= max_length:
             raise DataError(
                 "an example does not fit into a row",
-                where=f"example {index}",
-                got=f"{lengths[index]} tokens",
+                where=examples[index].source,
+                got=f"{examples[index].num_tokens} tokens",
                 expected=f"1 to {max_length}",
             )
-    place_of = {index: place for place, index in enumerate(order)}
-    members: list[list[int]] = []
-    with_room: dict[int, list[int]] = {}  # room left -> rows that have just that much
-    rooms: list[int] = []  # the keys of with_room, ascending
-    for index in sorted(order, key=lambda i: -lengths[i]):  # stable: equals stay in order
-        place = bisect_left(rooms, lengths[index])
-        if place == len(rooms):
-            row, room = len(members), max_length
-            members.append([])
-        else:
-            room = rooms[place]
-            row = with_room[room].pop()
-            if not with_room[room]:
-                del with_room[room]
-                rooms.pop(place)
-        members[row].append(index)
-        room -= lengths[index]
-        if room:
-            if room not in with_room:
-                with_room[room] = []
-                insort(rooms, room)
-            with_room[room].append(row)
-    # A row stands where its longest example stands in the order. Its earliest would put rows
-    # of many short examples first in every epoch, since one of many is early.
-    members.sort(key=lambda row: place_of[row[0]])
-    return [
-        Pack(tuple(sorted(row, key=place_of.__getitem__)), sum(lengths[i] for i in row))
-        for row in members
-    ]
+    rows: list[Row] = []
+    for start in range(0, len(order), _WINDOW):
+        rows += _pack_window([examples[i] for i in order[start : start + _WINDOW]], max_length)
+    return rows
 
 
-def pack_rows(examples: Sequence[Example], order: Sequence[int], max_length: int) -> list[Row]:
-    """The examples of `order`, packed into rows of at most `max_length` tokens; see `pack`.
-
-    Raises:
-        DataError: an example is longer than a row.
-    """
-    packs = pack([example.num_tokens for example in examples], max_length, order)
-    return [Row(tuple(examples[i] for i in each.examples)) for each in packs]
+def _pack_window(window: Sequence[Example], max_length: int) -> list[Row]:
+    limits = [num_shareable(example) for example in window]
+    rows: list[_OpenRow] = []
+    for place in sorted(range(len(window)), key=lambda i: (-window[i].num_tokens, i)):
+        example, limit = window[place], limits[place]
+        best: tuple[tuple[int, int], _OpenRow] | None = None
+        for row in rows:
+            cost = row.cost(example, limit)
+            if cost <= row.room and (best is None or (cost, row.room - cost) < best[0]):
+                best = ((cost, row.room - cost), row)
+        if best is None:
+            rows.append(_OpenRow(max_length))
+            best = ((example.num_tokens, 0), rows[-1])
+        best[1].take(place, example, limit, best[0][0])
+    members = sorted(tuple(sorted(row.members)) for row in rows)
+    return [Row(tuple(window[i] for i in places)) for places in members]
 
 
 def single_rows(examples: Sequence[Example], order: Sequence[int]) -> list[Row]:

@@ -86,6 +86,10 @@ class _Parsed:
     encoding: str | None = None
     delimiter: str | None = None
 
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows) + len(self.problems)
+
 
 def read_rows(path: str | Path) -> list[FileRow]:
     """Rows of a data file, all of which must be readable.
@@ -113,7 +117,7 @@ def read_source(path: str | Path) -> SourceFile:
     if not data.strip(b"\xef\xbb\xbf \t\r\n"):
         raise DataError("the data file is empty", where=path, do="write at least one row into it")
     parsed = _PARSERS[kind](data, path)
-    if not parsed.rows and not parsed.problems:
+    if parsed.num_rows == 0:
         raise DataError(
             "the data file has no rows", where=path, do="write at least one row into it"
         )
@@ -149,10 +153,9 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise _missing(path) from error
-    except OSError as error:
-        raise DataError(
-            "the data file cannot be read", where=path, got=error.strerror or str(error)
-        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        got = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError("the data file cannot be read", where=path, got=got) from error
 
 
 def _missing(path: Path) -> DataError:
@@ -251,7 +254,8 @@ def _json_lines(decoded: DecodedText) -> _Parsed:
 def _read_jsonl(data: bytes, path: Path) -> _Parsed:
     decoded = decode_text(data, path)
     parsed = _json_lines(decoded)
-    if not parsed.rows and decoded.text.lstrip().startswith(("[", "{")):
+    # Broken lines may be those of one pretty-printed document.
+    if parsed.problems and parsed.num_rows > 1 and not decoded.bad_lines:
         try:
             _parse_json(decoded.text)
         except ValueError:

@@ -17,13 +17,15 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def attention_argument(
-    model: torch.nn.Module, allowed_B1LL: torch.Tensor
+    model: torch.nn.Module, allowed_B1LL: torch.Tensor, position_ids_BL: torch.Tensor
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """What to pass as ``attention_mask`` so that `model` attends where `allowed` is True.
 
     Args:
         model: a causal language model of transformers, wrapped or not.
         allowed_B1LL: (batch, 1, query, key) bool; causal already.
+        position_ids_BL: (batch, place) int64. Windows reach back by position, not by place:
+            what stands between two tokens of a packed row may be of another document.
 
     Raises:
         ModelReferenceError: the model has layers that no such mask describes.
@@ -42,9 +44,8 @@ def attention_argument(
     window = getattr(config, "sliding_window", None)
     if not window or (kinds and _SLIDING not in kinds):
         return allowed_B1LL
-    place = torch.arange(allowed_B1LL.shape[-1], device=allowed_B1LL.device)
-    near_LL = place[:, None] - place[None, :] < int(window)
-    sliding = allowed_B1LL & near_LL
+    near_BLL = position_ids_BL[:, :, None] - position_ids_BL[:, None, :] < int(window)
+    sliding = allowed_B1LL & near_BLL[:, None]
     if not kinds:  # such as Mistral: every layer has the window
         return sliding
     return {_FULL: allowed_B1LL, _SLIDING: sliding}

@@ -16,7 +16,7 @@ them. `can_stream` says so, and the caller falls back to transformers' loader.
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -24,9 +24,9 @@ from torch.overrides import TorchFunctionMode
 
 from ince.errors import ModelReferenceError
 from ince.formats.checkpoint import Checkpoint
+from ince.quant import Linear4bit, NF4Config, quantizable_names
 
 if TYPE_CHECKING:
-    from ince.quant import NF4Config
     from transformers import PreTrainedModel
 
 __all__ = ["EmptyOnMeta", "can_stream", "stream_into"]
@@ -77,9 +77,8 @@ def can_stream(model: "PreTrainedModel", checkpoint: Checkpoint, dtype: torch.dt
     Raises:
         ModelReferenceError: a tensor has another shape than the config says.
     """
-    if dtype != torch.float32 and (
-        model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict
-    ):
+    kept_in_float32 = _declared(model, "_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    if dtype != torch.float32 and kept_in_float32:
         return False
     wanted = model.state_dict()
     tied: dict[str, str] = model.all_tied_weights_keys
@@ -99,9 +98,14 @@ def can_stream(model: "PreTrainedModel", checkpoint: Checkpoint, dtype: torch.dt
     return all(torch.equal(checkpoint.tensor(a), checkpoint.tensor(b)) for a, b in copies)
 
 
-def _is_leftover(model: "PreTrainedModel", name: str) -> bool:
-    patterns = model._keys_to_ignore_on_load_unexpected or ()
+def _is_leftover(model: nn.Module, name: str) -> bool:
+    patterns = _declared(model, "_keys_to_ignore_on_load_unexpected")
     return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _declared(model: nn.Module, *attributes: str) -> list[str]:
+    """What a model class says about its tensors, in attributes that transformers reads."""
+    return [entry for attribute in attributes for entry in getattr(model, attribute, None) or ()]
 
 
 def stream_into(
@@ -110,7 +114,7 @@ def stream_into(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    quantization: "NF4Config | None",
+    quantization: NF4Config | None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
     """Replace every empty tensor of `model` by the stored one, quantizing on the way.
@@ -157,30 +161,24 @@ def stream_into(
 
 
 def _put(module: nn.Module, leaf: str, tensor: torch.Tensor) -> None:
-    if leaf in module._parameters:
+    if isinstance(getattr(module, leaf), nn.Parameter):
         setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
     else:
         setattr(module, leaf, tensor)
 
 
-def _awaited_parameters(
-    model: "PreTrainedModel", quantization: "NF4Config | None"
-) -> dict[str, set[str]]:
+def _awaited_parameters(model: nn.Module, quantization: NF4Config | None) -> dict[str, set[str]]:
     """Linear layer to pack → its parameters, all of which must have come before it is packed."""
     if quantization is None:
         return {}
-    head = model.get_output_embeddings()
     return {
-        name: {leaf for leaf, _ in module.named_parameters(recurse=False)}
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        name: {leaf for leaf, _ in model.get_submodule(name).named_parameters(recurse=False)}
+        for name in quantizable_names(model, quantization)
     }
 
 
-def _pack(model: nn.Module, name: str, quantization: "NF4Config") -> None:
-    from ince.quant import Linear4bit
-
+def _pack(model: nn.Module, name: str, quantization: NF4Config) -> None:
     parent, _, leaf = name.rpartition(".")
-    layer = model.get_submodule(name)
-    assert isinstance(layer, nn.Linear)
-    setattr(model.get_submodule(parent), leaf, Linear4bit.from_linear(layer, quantization))
+    layer = cast(nn.Linear, model.get_submodule(name))
+    packed = Linear4bit.from_linear(layer, quantization, name=f"{name}.weight")
+    setattr(model.get_submodule(parent), leaf, packed)

@@ -12,9 +12,9 @@ from ince.formats.checkpoint import Checkpoint
 from ince.models.build import EmptyOnMeta, can_stream, stream_into
 from ince.models.quiet import quiet_transformers
 from ince.models.reference import ResolvedModel, resolve
+from ince.quant import NF4Config, quantize_model
 
 if TYPE_CHECKING:
-    from ince.quant import NF4Config
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["choose_device", "load_model", "load_tokenizer"]
@@ -26,7 +26,7 @@ _DEVICES = ("auto", "cpu", "cuda", "mps")
 def load_model(
     reference: str | Path | ResolvedModel,
     *,
-    quantization: "NF4Config | None" = None,
+    quantization: NF4Config | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "auto",
     revision: str | None = None,
@@ -97,9 +97,9 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
             expected="auto, cpu, cuda, cuda:N or mps",
             do=did_you_mean(str(device), _DEVICES),
         ) from error
-    absent = (
-        chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()
-    ) or (chosen.type == "mps" and not torch.backends.mps.is_available())
+    absent = (chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()) or (
+        chosen.type == "mps" and not torch.backends.mps.is_available()
+    )
     if absent:
         raise InputError(
             f"this machine, or this build of torch, has no device {str(chosen)!r}",
@@ -139,7 +139,7 @@ def _load(
     checkpoint: Checkpoint,
     dtype: torch.dtype,
     device: torch.device,
-    quantization: "NF4Config | None",
+    quantization: NF4Config | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -219,7 +219,7 @@ def _load_whole(
     folder: Path,
     dtype: torch.dtype,
     device: torch.device,
-    quantization: "NF4Config | None",
+    quantization: NF4Config | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> "PreTrainedModel":
     """Load through transformers, which knows how to rename and fuse tensors."""
@@ -228,7 +228,7 @@ def _load_whole(
     if progress is not None:
         progress("loading", 0, 1)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
             dtype=dtype,
             output_loading_info=True,
@@ -242,6 +242,7 @@ def _load_whole(
             where=folder,
             got=f"{type(error).__name__}: {error}",
         ) from error
+    model, info = loaded
     for key, what in (
         ("missing_keys", "absent from the weight files"),
         ("unexpected_keys", "in the weight files but not part of the model"),
@@ -258,8 +259,6 @@ def _load_whole(
             )
     model.to(device)
     if quantization is not None:
-        from ince.quant import quantize_model
-
         quantize_model(model, quantization)
     if progress is not None:
         progress("loading", 1, 1)

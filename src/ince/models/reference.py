@@ -132,9 +132,7 @@ def _packaged(
     )
 
 
-def _local(
-    text: str, path: Path, revision: str | None, progress: Progress | None
-) -> ResolvedModel:
+def _local(text: str, path: Path, revision: str | None, progress: Progress | None) -> ResolvedModel:
     if revision is not None:
         raise ModelReferenceError(
             "a revision can be chosen for models from the hub only",
@@ -210,9 +208,7 @@ def _unknown(text: str, path: Path) -> ModelReferenceError:
     )
 
 
-def _hub(
-    text: str, hub_id: str, revision: str | None, progress: Progress | None
-) -> ResolvedModel:
+def _hub(text: str, hub_id: str, revision: str | None, progress: Progress | None) -> ResolvedModel:
     from huggingface_hub import snapshot_download
 
     if progress is not None:

@@ -4,77 +4,100 @@ from hypothesis import strategies as st
 
 from ince.data.example import Example
 from ince.data.order import epoch_order
-from ince.data.packing import pack, pack_rows, single_rows
+from ince.data.packing import Row, pack_rows, single_rows
 from ince.errors import DataError
 
-lengths_of = st.lists(st.integers(1, 64), max_size=80)
+MAX_LENGTH = 16
 
 
-def example(length, name):
-    return Example(tuple(range(length)), (False, *[True] * (length - 1)), name)
+@st.composite
+def examples(draw):
+    """Few different tokens, so that many examples begin alike."""
+    length = draw(st.integers(1, MAX_LENGTH))
+    ids = draw(st.lists(st.integers(0, 1), min_size=length, max_size=length))
+    first_target = draw(st.integers(1, length))
+    targets = [i >= first_target for i in range(length)]
+    return Example(tuple(ids), tuple(targets), str(draw(st.integers())))
 
 
-@given(lengths=lengths_of, seed=st.integers(0, 5))
-def test_every_example_is_in_one_row_and_no_row_is_too_long(lengths, seed):
-    packs = pack(lengths, 64, epoch_order(len(lengths), seed, 0))
-    assert sorted(i for row in packs for i in row.examples) == list(range(len(lengths)))
-    for row in packs:
-        assert row.num_tokens == sum(lengths[i] for i in row.examples) <= 64
+def named(drawn):
+    return [Example(e.input_ids, e.targets, str(place)) for place, e in enumerate(drawn)]
 
 
-@given(lengths=lengths_of)
-def test_no_two_rows_could_be_one(lengths):
-    rooms = sorted(row.num_tokens for row in pack(lengths, 64))
-    assert len(rooms) < 2 or rooms[0] + rooms[1] > 64
+def tokens_of(row, index):
+    """Tokens of one example of a row, gathered from its segments."""
+    [own] = [i for i, s in enumerate(row.segments) if s.example == index and not s.shared]
+    path = []
+    while own >= 0:
+        path.insert(0, row.segments[own])
+        own = row.segments[own].parent
+    assert [s.first for s in path] == [0, *[s.last for s in path[:-1]]]
+    return tuple(
+        token for s in path for token in row.examples[s.example].input_ids[s.first : s.last]
+    )
 
 
-@given(lengths=lengths_of, seed=st.integers(0, 5))
-def test_packing_is_a_function_of_lengths_and_order(lengths, seed):
-    order = epoch_order(len(lengths), seed, 0)
-    assert pack(lengths, 64, order) == pack(lengths, 64, list(order))
-
-
-@given(lengths=lengths_of, seed=st.integers(0, 5))
-def test_rows_keep_all_tokens_of_the_examples_they_are_given(lengths, seed):
-    examples = [example(length, str(i)) for i, length in enumerate(lengths)]
-    order = epoch_order(len(lengths), seed, 1)
-    rows = pack_rows(examples, order, 64)
-    assert sorted(e.source for row in rows for e in row.examples) == sorted(map(str, order))
-    assert sum(row.num_tokens for row in rows) == sum(lengths)
+@given(drawn=st.lists(examples(), max_size=30), seed=st.integers(0, 5))
+def test_packing_loses_no_token_and_no_row_is_too_long(drawn, seed):
+    every = named(drawn)
+    rows = pack_rows(every, epoch_order(len(every), seed, 0), MAX_LENGTH)
+    packed = [e.source for row in rows for e in row.examples]
+    assert sorted(packed) == sorted(e.source for e in every)
     for row in rows:
-        places = [order.index(int(e.source)) for e in row.examples]
-        assert places == sorted(places)
+        assert 0 < row.num_tokens <= MAX_LENGTH
+        for index, example in enumerate(row.examples):
+            assert tokens_of(row, index) == example.input_ids
 
 
-def test_best_fit_fills_rows_to_the_brim():
-    assert [row.examples for row in pack([6, 5, 5, 4], 10)] == [(0, 3), (1, 2)]
+@given(drawn=st.lists(examples(), min_size=1, max_size=12))
+def test_a_row_counts_a_shared_beginning_once(drawn):
+    row = Row(tuple(drawn))
+    assert max(e.num_tokens for e in drawn) <= row.num_tokens <= sum(e.num_tokens for e in drawn)
+    for segment in row.segments:
+        if segment.shared:
+            example = row.examples[segment.example]
+            assert not any(example.targets[segment.first : segment.last + 1])
 
 
-def test_a_subset_can_be_packed():
-    assert [row.examples for row in pack([3, 3, 3], 6, order=[2, 0])] == [(2, 0)]
+@given(drawn=st.lists(examples(), max_size=30), seed=st.integers(0, 5))
+def test_packing_is_a_function_of_examples_and_order(drawn, seed):
+    order = epoch_order(len(drawn), seed, 0)
+    assert pack_rows(drawn, order, MAX_LENGTH) == pack_rows(drawn, list(order), MAX_LENGTH)
 
 
-def test_rows_of_many_short_examples_do_not_all_come_first():
-    lengths = [60] * 40 + [4] * 400
-    early = 0
-    for seed in range(20):
-        rows = pack(lengths, 64, epoch_order(len(lengths), seed, 0))
-        early += sum(len(row.examples) > 2 for row in rows[: len(rows) // 2])
-    short_rows = sum(len(row.examples) > 2 for row in rows)
-    assert 0.35 < early / (20 * short_rows) < 0.65
+def alone(length, token):
+    return Example((token,) * length, (False, *[True] * (length - 1)), str(token))
+
+
+def test_rows_are_filled_to_the_brim():
+    every = [alone(length, token) for token, length in enumerate([6, 5, 5, 4])]
+    rows = pack_rows(every, range(4), 10)
+    assert [[e.source for e in row.examples] for row in rows] == [["0", "3"], ["1", "2"]]
+
+
+def test_a_part_of_the_examples_can_be_packed():
+    every = [alone(3, token) for token in range(3)]
+    [row] = pack_rows(every, [2, 0], 6)
+    assert sorted(e.source for e in row.examples) == ["0", "2"]
+
+
+def test_another_epoch_packs_another_way():
+    every = [alone(3 + token % 5, token) for token in range(60)]
+    first, second = (pack_rows(every, epoch_order(60, 0, epoch), 24) for epoch in (0, 1))
+    assert {row.examples for row in first} != {row.examples for row in second}
 
 
 def test_nothing_packs_to_nothing():
-    assert pack([], 8) == []
+    assert pack_rows([], [], 8) == []
 
 
 @pytest.mark.parametrize("length", [0, 9])
 def test_an_example_that_does_not_fit_is_refused(length):
-    with pytest.raises(DataError, match="does not fit into a row"):
-        pack([3, length], 8)
+    misfit = Example((1,) * length, (True,) * length, "d.jsonl, line 3")
+    with pytest.raises(DataError, match=r"does not fit into a row[^$]*d\.jsonl, line 3"):
+        pack_rows([misfit], [0], 8)
 
 
 def test_single_rows_follow_the_order():
-    examples = [example(2, "a"), example(3, "b")]
-    rows = single_rows(examples, [1, 0])
-    assert [(row.examples[0].source, row.num_tokens) for row in rows] == [("b", 3), ("a", 2)]
+    rows = single_rows([alone(2, 0), alone(3, 1)], [1, 0])
+    assert [(row.examples[0].source, row.num_tokens) for row in rows] == [("1", 3), ("0", 2)]

@@ -1,0 +1,96 @@
+"""What a person sees while a run happens: bars on a terminal, plain lines elsewhere."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ince.record import peak_memory_bytes
+from ince.train.loop import Observer
+from ince.train.step import StepResult
+from ince.units import format_bytes
+
+__all__ = ["RunProgress"]
+
+Report = Callable[[str, int, int], None]
+
+# Lines to a log file or a pipe: about this many for a run, whatever its length.
+_NUM_PLAIN_LINES = 20
+
+
+class RunProgress:
+    """Progress of a run on one console."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._console.print(line, markup=False, highlight=False)
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+
+    @contextmanager
+    def bars(self) -> Iterator[Report]:
+        """Yield ``report(stage, done, total)``; a new stage begins a new bar."""
+        with self._progress() as progress:
+            tasks: dict[str, TaskID] = {}
+
+            def report(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = progress.add_task(stage, total=total)
+                progress.update(tasks[stage], completed=done, total=total)
+
+            yield report
+
+    @contextmanager
+    def training(self) -> Iterator[Observer]:
+        """Yield the observer of a training loop."""
+        with self._progress() as progress:
+            yield _TrainingObserver(self, progress, self._console.is_terminal)
+
+
+class _TrainingObserver:
+    def __init__(self, owner: RunProgress, progress: Progress, on_terminal: bool) -> None:
+        self._owner = owner
+        self._progress = progress
+        self._on_terminal = on_terminal
+        self._task: TaskID | None = None
+        self._num_steps = 0
+
+    def started(self, first_step: int, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._task = self._progress.add_task("training", total=num_steps, completed=first_step)
+
+    def stepped(self, step: int, result: StepResult, tokens_per_second: float) -> None:
+        line = (
+            f"loss {result.loss:.3f}  {tokens_per_second:.0f} tokens/s  "
+            f"{format_bytes(peak_memory_bytes())}"
+        )
+        if self._task is not None:
+            self._progress.update(self._task, completed=step, description=f"training  {line}")
+        every = max(1, self._num_steps // _NUM_PLAIN_LINES)
+        if not self._on_terminal and (step % every == 0 or step == self._num_steps):
+            self._owner.say(f"step {step} of {self._num_steps}: {line}")
+
+    def said(self, line: str) -> None:
+        self._owner.say(line)

@@ -1,0 +1,301 @@
+"""A run while it happens: the one place where a recipe's descriptions become objects.
+
+`Session` opens the run folder, loads the base, reads the data, attaches the adapter, trains
+and saves. What is measured afterwards is its caller's choice, and so is the order; every
+step writes its facts into the run record.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+
+from ince.data import Batch, Split, collate, load_split, pack_rows, single_rows
+from ince.errors import OutputError
+from ince.evaluate import heldout_loss
+from ince.files import sha256_file, write_text
+from ince.infer import generate
+from ince.lora import PeftModel, get_peft_model
+from ince.models import load_model, resolve
+from ince.quant import Linear4bit, expanded, weight_bytes
+from ince.recipe.progress import RunProgress
+from ince.recipe.schema import Recipe
+from ince.record import RunRecord
+from ince.train import train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ince.recipe.measure import Question
+
+__all__ = ["Session", "open_run"]
+
+# What a run folder may hold; anything else in it is not ours to touch.
+_OWN = {
+    "adapter",
+    "checkpoints",
+    "data",
+    "eval.json",
+    "log.jsonl",
+    "recipe.yaml",
+    "report.html",
+    "run.json",
+    "samples.jsonl",
+}
+
+
+def _fresh(folder: Path) -> None:
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in _OWN)
+    if foreign:
+        raise OutputError(
+            "the output folder holds what is not of a run, so it cannot be cleared",
+            where=folder,
+            got=", ".join(foreign[:5]),
+            do="choose another output folder",
+        )
+    for path in folder.iterdir():
+        if path.name == "data":
+            continue  # instructions that a demo built, read by the run to come
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def open_run(recipe: Recipe, *, resume: bool) -> RunRecord:
+    """The record of the run in the recipe's output folder, new or to be continued.
+
+    Raises:
+        OutputError: the folder holds the run of another recipe, or something else.
+        CorruptFileError: its record cannot be read.
+    """
+    folder = recipe.output_folder
+    if folder.exists() and not folder.is_dir():
+        raise OutputError("the output is a file", where=folder, expected="a folder")
+    has_run = (folder / "run.json").is_file()
+    if folder.is_dir() and not resume:
+        _fresh(folder)
+        has_run = False
+    if has_run:
+        record = RunRecord.read(folder)
+        if record.get("recipe_digest") != recipe.digest():
+            raise OutputError(
+                "the output folder holds the run of another recipe",
+                where=folder,
+                got=f"recipe {str(record.get('recipe_digest'))[:12]}",
+                expected=f"recipe {recipe.digest()[:12]}, or an empty folder",
+                do="choose another output (output=runs/other), or start again with --fresh",
+            )
+        return record
+    if folder.is_dir():
+        foreign = sorted(path.name for path in folder.iterdir() if path.name != "data")
+        if foreign:
+            raise OutputError(
+                "the output folder is not empty, and holds no run",
+                where=folder,
+                got=", ".join(foreign[:5]),
+                do="choose another output folder",
+            )
+    record = RunRecord.create(folder, recipe=recipe.to_dict(), recipe_digest=recipe.digest())
+    write_text(folder / "recipe.yaml", recipe.to_yaml())
+    return record
+
+
+class Session:
+    """Base, adapter and data of one run, ready to train and to be measured."""
+
+    def __init__(self, recipe: Recipe, record: RunRecord, *, console: Console) -> None:
+        """Load what the recipe names.
+
+        Raises:
+            InputError: the model, the data or the adapter's targets cannot be used.
+        """
+        self.recipe = recipe
+        self.record = record
+        self.console = console
+        self.progress = RunProgress(console)
+        self.folder = recipe.output_folder
+        with record.phase("load"):
+            self.model, self.tokenizer = self._load_model()
+        with record.phase("data"):
+            self.train_split = self._load_split(recipe.data.train)
+            self.eval_split = None if recipe.data.eval is None else self._load_split(recipe.data.eval)
+            record["data"] = {
+                "train": self.train_split.report.to_dict(),
+                "eval": None if self.eval_split is None else self.eval_split.report.to_dict(),
+            }
+        for name, split in (("training", self.train_split), ("evaluation", self.eval_split)):
+            if split is not None:
+                self._say_split(name, split)
+
+    # -------------------------------------------------------------------------------- loading
+
+    def _load_model(self) -> tuple[PeftModel, "PreTrainedTokenizerBase"]:
+        section = self.recipe.model
+        with self.progress.bars() as report:
+            resolved = resolve(section.base, section.revision, progress=report)
+            base, tokenizer = load_model(
+                resolved,
+                quantization=section.to_nf4_config(),
+                dtype=getattr(torch, section.compute_dtype),
+                device=section.device,
+                progress=report,
+            )
+        # The adapter's first values are part of the recipe: they follow from its seed.
+        torch.manual_seed(self.recipe.train.seed)
+        config = self.recipe.lora.to_lora_config(base_model=resolved.name)
+        model = get_peft_model(base, config)
+        num_trainable, num_total = model.get_nb_trainable_parameters()
+        self.record["base"] = {
+            "reference": section.base,
+            "name": resolved.name,
+            "kind": resolved.kind,
+            "digest": resolved.digest,
+            "license": resolved.license,
+            "num_parameters": num_total - num_trainable,
+            "weight_bytes": _held_bytes(model),
+            "quantization": None
+            if section.quantize is None
+            else {
+                "kind": section.quantize,
+                "blocksize": section.blocksize,
+                "double_quant": section.double_quant,
+            },
+        }
+        self.record["adapter"] = {
+            "r": self.recipe.lora.r,
+            "alpha": self.recipe.lora.alpha,
+            "target_modules": self.recipe.lora.target_modules,
+            "num_trainable": num_trainable,
+            "num_total": num_total,
+        }
+        self.progress.say(
+            f"{resolved.name}: {num_total - num_trainable:,} parameters, "
+            f"{num_trainable:,} to train ({100 * num_trainable / num_total:.2f}%)"
+        )
+        return model, tokenizer
+
+    def _load_split(self, path: str) -> Split:
+        with self.progress.bars() as report:
+            name = Path(path).name
+            return load_split(
+                path,
+                self.recipe.data,
+                self.tokenizer,
+                progress=lambda done, total: report(f"reading {name}", done, total),
+            )
+
+    def _say_split(self, name: str, split: Split) -> None:
+        report = split.report
+        line = (
+            f"{name} data: {report.num_examples:,} {report.shape} examples, "
+            f"{report.num_tokens:,} tokens, {report.num_targets:,} of them learnt"
+        )
+        if report.num_dropped:
+            line += f"; {report.num_dropped:,} rows left out"
+        if report.num_truncated:
+            line += f"; {report.num_truncated:,} cut at {self.recipe.data.max_length} tokens"
+        self.progress.say(line)
+
+    # ------------------------------------------------------------------------------- training
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills short rows; it carries no loss and is attended by nobody."""
+        pad_id = self.tokenizer.pad_token_id
+        return pad_id if isinstance(pad_id, int) else 0
+
+    def eval_batches(self) -> list[Batch]:
+        """The held-out rows in batches, packed as the training rows are."""
+        if self.eval_split is None:
+            return []
+        examples = self.eval_split.examples
+        config = self.recipe.train
+        order = range(len(examples))
+        rows = (
+            pack_rows(examples, order, self.recipe.data.max_length)
+            if self.recipe.data.packing
+            else single_rows(examples, order)
+        )
+        # A forward without gradients takes little; the rectangle of a step fits for certain.
+        per_batch = max(1, (config.micro_batch_tokens or config.batch_tokens) // max(
+            row.num_tokens for row in rows
+        ))
+        return [
+            collate(rows[start : start + per_batch], pad_id=self.pad_id)
+            for start in range(0, len(rows), per_batch)
+        ]
+
+    def train(self, *, questions: Sequence["Question"] = ()) -> None:
+        """Train, from the newest checkpoint where there is one; then save the adapter.
+
+        Args:
+            questions: of the held-out rows; a few are answered at `train.sample_every`.
+        """
+        config = self.recipe.train
+        batches = self.eval_batches()
+        self.model.eval()
+
+        def evaluate() -> float:
+            return heldout_loss(self.model.get_base_model(), batches).loss
+
+        def sample() -> list[dict[str, str]]:
+            asked = list(questions[:3])
+            answers = generate(
+                self.model.get_base_model(),  # pyright: ignore[reportArgumentType]
+                self.tokenizer,
+                [question.turns for question in asked],
+                max_new_tokens=self.recipe.evaluate.max_new_tokens,
+            )
+            return [
+                {"prompt": q.prompt, "expected": q.gold, "output": answer.text.strip()}
+                for q, answer in zip(asked, answers, strict=True)
+            ]
+
+        held = expanded(self.model) if self.recipe.model.expand else nullcontext()
+        with self.record.phase("train"), held, self.progress.training() as observer:
+            result = train(
+                self.model,
+                self.train_split.examples,
+                config,
+                run_dir=self.folder,
+                recipe_digest=self._run_digest(),
+                packing=self.recipe.data.packing,
+                max_length=self.recipe.data.max_length,
+                pad_id=self.pad_id,
+                observer=observer,
+                evaluate=evaluate if batches else None,
+                sample=sample if questions else None,
+            )
+        self.record["training"] = {
+            "steps": result.steps,
+            "epochs": round(result.epochs, 4),
+            "num_tokens": result.num_tokens,
+            "num_targets": result.num_targets,
+            "seconds": round(result.seconds, 3),
+            "tokens_per_second": round(result.tokens_per_second, 2),
+            "first_loss": result.first_loss,
+            "final_loss": result.final_loss,
+        }
+        self.model.save_pretrained(self.folder / "adapter")
+        adapter = dict(self.record["adapter"])
+        adapter["digest"] = sha256_file(self.folder / "adapter" / "adapter_model.safetensors")
+        self.record["adapter"] = adapter
+
+    def _run_digest(self) -> str:
+        """Of the recipe and of the bytes it was given: a checkpoint fits no other run."""
+        parts = [self.recipe.digest(), self.record["base"]["digest"], self.train_split.report.digest]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _held_bytes(model: PeftModel) -> int:
+    """Bytes of the frozen weights as they are held."""
+    packed = [m for m in model.modules() if isinstance(m, Linear4bit)]
+    seen = {id(p): p for p in model.parameters() if not p.requires_grad}
+    plain = sum(p.numel() * p.element_size() for p in seen.values())
+    return plain + sum(weight_bytes(module) for module in packed)
