@@ -25,6 +25,8 @@ from torch.nn import functional as F
 
 __all__ = ["FusedLora", "lora_frozen", "lora_reference"]
 
+_ROWS = torch.contiguous_format
+
 
 def lora_reference(
     x: Tensor, a_RD: Tensor, b_OR: Tensor, base: Callable[[Tensor], Tensor], s: float, p: float
@@ -48,9 +50,16 @@ def lora_frozen(
     """`lora_reference` without dropout, adding into the base's output. No gradient flows."""
     with torch.no_grad():
         y = base(x)
-        low_NR = x.reshape(-1, x.shape[-1]) @ a_RD.to(x.dtype).t()
-        y.view(-1, y.shape[-1]).addmm_(low_NR, (b_OR * s).to(x.dtype).t())
+        a_DR, sb_RO = _rounded(a_RD, b_OR, s, x.dtype)
+        u_NR = x.reshape(-1, x.shape[-1]) @ a_DR
+        y.view(-1, y.shape[-1]).addmm_(u_NR, sb_RO)
     return y
+
+
+def _rounded(a_RD: Tensor, b_OR: Tensor, s: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Aᵀ (in, r) and s Bᵀ (r, out) in `dtype`: the order in which thin products are quickest."""
+    a_DR = a_RD.t().to(dtype, memory_format=_ROWS)
+    return a_DR, (b_OR.t() * s).to(dtype, memory_format=_ROWS)
 
 
 class _Saved(FunctionCtx):
@@ -96,11 +105,10 @@ class FusedLora(torch.autograd.Function):
         keep_ND: Tensor | None = None
         if p > 0:
             x_ND, keep_ND = torch.native_dropout(x_ND, p, train=True)
-        a = a_RD.to(x.dtype)
-        sb_OR = (b_OR * s).to(x.dtype)
-        u_NR = x_ND @ a.t()
-        y.view(-1, y.shape[-1]).addmm_(u_NR, sb_OR.t())
-        ctx.save_for_backward(x_ND, a, sb_OR, u_NR, keep_ND)
+        a_DR, sb_RO = _rounded(a_RD, b_OR, s, x.dtype)
+        u_NR = x_ND @ a_DR
+        y.view(-1, y.shape[-1]).addmm_(u_NR, sb_RO)
+        ctx.save_for_backward(x_ND, a_DR, sb_RO, u_NR, keep_ND)
         saved.weight, saved.s, saved.p, saved.factor_dtype = weight, s, p, a_RD.dtype
         return y
 
@@ -109,22 +117,23 @@ class FusedLora(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, A and B; None for what was not asked for."""
         saved = cast(_Saved, ctx)
-        x_ND, a_RD, sb_OR, u_NR, keep_ND = saved.saved_tensors
+        x_ND, a_DR, sb_RO, u_NR, keep_ND = saved.saved_tensors
         grad = grads[0]
         g_NO = grad.reshape(-1, grad.shape[-1])
         dx = da_RD = db_OR = None
-        v_NR = g_NO @ sb_OR
+        v_NR = F.linear(g_NO, sb_RO)
         if saved.needs_input_grad[0]:
             dx_ND = g_NO @ saved.weight()
             if keep_ND is None:
-                dx_ND.addmm_(v_NR, a_RD)
+                dx_ND.addmm_(v_NR, a_DR.t())
             else:
                 # Which inputs A saw is known; those it did not see get nothing through it.
-                through_ND = (v_NR @ a_RD).mul_(keep_ND)
+                through_ND = F.linear(v_NR, a_DR).mul_(keep_ND)
                 dx_ND.add_(through_ND, alpha=1 / (1 - saved.p))
             dx = dx_ND.view(*grad.shape[:-1], dx_ND.shape[-1])
         if saved.needs_input_grad[1]:
             da_RD = (v_NR.t() @ x_ND).to(saved.factor_dtype)
         if saved.needs_input_grad[2]:
-            db_OR = (g_NO.t() @ u_NR).to(saved.factor_dtype).mul_(saved.s)
+            db_RO = u_NR.t() @ g_NO
+            db_OR = db_RO.t().to(saved.factor_dtype, memory_format=_ROWS).mul_(saved.s)
         return dx, da_RD, db_OR, None, None, None, None
