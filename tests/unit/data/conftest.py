@@ -4,8 +4,6 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ince.models import load_tokenizer, resolve
-
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -133,9 +131,3 @@ def make_spaced_tokenizer():
         return _wrap(tokenizer, TEMPLATES[template])
 
     return make
-
-
-@pytest.fixture(scope="session")
-def smollm2_tokenizer():
-    """The packaged model's own tokenizer and template."""
-    return load_tokenizer(resolve("smollm2-135m-instruct").folder)

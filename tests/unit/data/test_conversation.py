@@ -1,0 +1,29 @@
+import pytest
+
+from ince.data.conversation import Conversation, Message, check_turns
+from ince.errors import DataError
+
+TALK = Conversation((Message("user", "a"), Message("assistant", "b")), "here")
+
+
+def test_a_system_message_is_put_first_once():
+    told = TALK.with_system("s")
+    assert told.messages == (Message("system", "s"), *TALK.messages)
+    assert told.with_system("t") is told
+    assert TALK.with_system(None) is TALK
+
+
+def test_templates_take_dicts():
+    assert TALK.to_dicts() == [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
+
+
+def test_a_good_conversation_passes():
+    check_turns(TALK.with_system("s").messages)
+
+
+def test_nothing_is_learnt_from_nothing():
+    with pytest.raises(DataError, match="no assistant turn"):
+        check_turns(())
