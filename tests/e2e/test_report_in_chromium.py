@@ -132,7 +132,7 @@ def test_everything_shows_and_fits(made_up, measure, tmp_path):
         assert found["width"] <= found["room"], found["wide"]
         assert found["wide"] == []
         assert found["requests"] == []
-        assert found["headline"].startswith("Inflection, exact match rose from 0.0% to 66.4%.")
+        assert found["headline"].startswith("Inflection exact match rose from 0.0% to 66.4%.")
         assert (found["rows"], found["samples"], found["lines"]) == (5, 20, 9)
         assert found["height"] > 2_000
 

@@ -27,6 +27,11 @@ __all__ = [
 ]
 
 _NUM_SAMPLES = 20
+_ENDINGS = {
+    "failed": "The run failed.",
+    "interrupted": "The run was interrupted.",
+    "running": "The run has not finished.",
+}
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,14 @@ def headline(run: RunFiles, scores: Sequence[Score]) -> tuple[str, str]:
     curve = run.curves["loss"]
     if (first is None or last is None) and len(curve) > 1:
         first, last = curve.values[0], curve.values[-1]
-    no_scores = "Nothing was measured against the base model."
-    if first is None or last is None:
-        return no_scores, ""
-    verb = "fell" if last < first else "rose"
-    return f"Training loss {verb} from {first:.3f} to {last:.3f}.", no_scores
+    sentences = ["Nothing was measured against the base model."]
+    if first is not None and last is not None:
+        verb = "fell" if last < first else "rose"
+        sentences.insert(0, f"Training loss {verb} from {first:.3f} to {last:.3f}.")
+    ending = _ENDINGS.get(text(run.record.get("status")) or "")
+    if ending is not None:
+        sentences.insert(0, ending)
+    return sentences[0], " ".join(sentences[1:])
 
 
 def _interval(score: Score, among: Sequence[Score]) -> _Interval | None:
@@ -116,7 +124,7 @@ def proofs(record: Mapping[str, object]) -> list[dict[str, object]]:
             {
                 "name": (name[0].upper() + name[1:]).replace("_", " "),
                 "value": _measured(value, unit) or "no value",
-                "limit": _measured(limit, unit),
+                "limit": _measured(limit, unit if unit == "%" else ""),
                 "holds": boolean(proof.get("holds")),
                 "detail": text(proof.get("detail"), limit=400) or "",
             }

@@ -206,10 +206,16 @@ def scale_ends(among: Sequence[Score]) -> tuple[float, float]:
     return (bottom, top) if bottom < top else (-1.0, 1.0)
 
 
+def _spoken(label: str) -> str:
+    """A label as the subject of a sentence: ``inflection: exact match`` loses its colon."""
+    words = re.sub(r"[:,]\s+", " ", label)
+    return words[:1].upper() + words[1:]
+
+
 def _change_words(score: Score) -> str:
     rose = (score.difference or 0.0) > 0
     return (
-        f"{score.label} {'rose' if rose else 'fell'} from {score.shown(score.base)} "
+        f"{_spoken(score.label)} {'rose' if rose else 'fell'} from {score.shown(score.base)} "
         f"to {score.shown(score.tuned)}"
     )
 
@@ -252,7 +258,7 @@ def cost_sentence(scores: Sequence[Score]) -> str | None:
     label = re.sub(r"^English[\s,:]+", "", worst.label)
     values = f"{label} {worst.shown(worst.base)} before, {worst.shown(worst.tuned)} after"
     if worst.verdict == "unclear":
-        return f"English kept: {values}, a difference that chance can make."
+        return f"English lost nothing that can be told from chance: {values}."
     if worst.verdict == "better":
         return f"English lost nothing: {values}."
     if worst.relative is not None:

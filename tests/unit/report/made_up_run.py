@@ -62,9 +62,9 @@ def evaluation() -> dict[str, Any]:
         "metrics": [
             metric(
                 "inflection_exact_match",
-                "Inflection, exact match",
+                "inflection: exact match",
                 "inflection",
-                "fraction",
+                "share",
                 True,
                 base=0.0,
                 tuned=0.664,
@@ -73,9 +73,9 @@ def evaluation() -> dict[str, Any]:
             ),
             metric(
                 "diacritics_word_accuracy",
-                "Diacritics, restored words",
+                "diacritics: words restored",
                 "diacritics",
-                "fraction",
+                "share",
                 True,
                 base=0.004,
                 tuned=0.612,
@@ -84,7 +84,7 @@ def evaluation() -> dict[str, Any]:
             ),
             metric(
                 "diacritics_chrf",
-                "Diacritics, chrF",
+                "diacritics: chrF",
                 "diacritics",
                 "chrF",
                 True,
@@ -95,8 +95,8 @@ def evaluation() -> dict[str, Any]:
             ),
             metric(
                 "heldout_loss",
-                "Held-out loss",
-                "all",
+                "held-out loss",
+                "held-out rows",
                 "nats a token",
                 False,
                 base=3.914,
@@ -105,7 +105,7 @@ def evaluation() -> dict[str, Any]:
             ),
             metric(
                 "english_bits_per_byte",
-                "English bits per byte",
+                "English, bits per byte",
                 "english",
                 "bits",
                 False,

@@ -56,4 +56,4 @@ def test_bars_of_a_table_have_zero_at_one_place(made_up):
 
 def test_a_heading_that_labels_repeat_is_left_out(made_up):
     groups = score_groups(read_scores(made_up.evaluation()))
-    assert [group["heading"] for group in groups] == ["", "", "all", ""]
+    assert [group["heading"] for group in groups] == ["", "", "held-out rows", ""]

@@ -54,7 +54,7 @@ def test_a_whole_run_is_told(run_folder):
     page = render_report(run_folder())
     text = words(page)
     for expected in (
-        "Inflection, exact match rose from 0.0% to 66.4%. Diacritics, restored words rose",
+        "Inflection exact match rose from 0.0% to 66.4%. Diacritics words restored rose",
         "English lost 1.2%: bits per byte 1.281 before, 1.296 after.",
         "✓ Done",
         "9 min 37 s",
@@ -132,9 +132,13 @@ def test_an_unfinished_run_says_so(run_folder, status):
 
     folder = run_folder(change=change, without=("eval.json", "samples.jsonl"))
     text = words(render_report(folder))
-    assert {"running": "Not finished", "interrupted": "Interrupted", "failed": "Failed"}[
-        status
-    ] in text
+    badge, headline = {
+        "running": ("Not finished", "The run has not finished."),
+        "interrupted": ("Interrupted", "The run was interrupted."),
+        "failed": ("Failed", "The run failed."),
+    }[status]
+    assert badge in text
+    assert headline in text
     assert "Training loss fell from 3.910 to 0.410." in text
     assert "Nothing was measured against the base model." in text
     assert "samples.jsonl: not written." in text

@@ -138,6 +138,6 @@ def test_what_english_paid():
     worse = loss(**english, tuned=1.02, difference=0.02, low=0.01, high=0.03)
     assert cost_sentence([worse]) == "English lost 2.0%: bits per byte 1.000 before, 1.020 after."
     unclear = loss(**english, tuned=1.01, difference=0.01, low=-0.01, high=0.03)
-    assert cost_sentence([unclear]).startswith("English kept")
+    assert "can be told from chance" in cost_sentence([unclear])
     better = loss(**english, tuned=0.9, difference=-0.1, low=-0.2, high=-0.05)
-    assert cost_sentence([better]).startswith("English lost nothing")
+    assert cost_sentence([better]).startswith("English lost nothing: ")

@@ -35,7 +35,7 @@ def test_the_summary_of_a_run(run_folder):
     for expected in (
         "✓ done",
         "SmolLM2-135M-Instruct",
-        "Inflection, exact match rose from 0.0% to 66.4%.",
+        "Inflection exact match rose from 0.0% to 66.4%.",
         "English lost 1.2%",
         "2.19 GiB",
         "3.910 → 0.410",
