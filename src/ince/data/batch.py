@@ -61,9 +61,7 @@ class Batch:
         )
 
 
-def collate(
-    rows: Sequence[Example | Row], pad_id: int, *, pad_to_multiple: int = 8
-) -> Batch:
+def collate(rows: Sequence[Example | Row], pad_id: int, *, pad_to_multiple: int = 8) -> Batch:
     """One row of tensors for each entry of `rows`: an example, or examples packed together.
 
     Args:
