@@ -25,7 +25,7 @@ from ince.ops.nf4 import DEQUANTIZE_NF4, QUANTIZE_NF4
 __all__ = ["dequantize", "quantize"]
 
 # Weights in a piece; a multiple of every block size.
-_PIECE = 1 << 19
+_PIECE = 1 << 18
 
 _NUM_CELLS = 32
 
