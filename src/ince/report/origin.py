@@ -138,7 +138,8 @@ def key_facts(record: Mapping[str, object]) -> list[Fact]:
     training, adapter = mapping(record.get("training")), mapping(record.get("adapter"))
     return facts(
         [
-            ("whole run", in_seconds(record.get("seconds"))),
+            # Zero until the run has ended.
+            ("whole run", in_seconds(record.get("seconds") or None)),
             ("peak memory", in_bytes(record.get("peak_bytes"))),
             ("training steps", in_full(training.get("steps"))),
             ("tokens seen", in_count(training.get("num_tokens"))),

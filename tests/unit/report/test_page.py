@@ -122,6 +122,7 @@ def test_an_unfinished_run_says_so(run_folder, status):
     def change(record):
         record["status"] = status
         record["evaluation"] = None
+        record["seconds"] = 0.0
         if status == "failed":
             record["error"] = {
                 "type": "TrainingError",
@@ -138,6 +139,7 @@ def test_an_unfinished_run_says_so(run_folder, status):
         "failed": ("Failed", "The run failed."),
     }[status]
     assert badge in text
+    assert "whole run" not in text
     assert headline in text
     assert "Training loss fell from 3.910 to 0.410." in text
     assert "Nothing was measured against the base model." in text
