@@ -157,12 +157,13 @@ def _inject(
     resolved = resolve(model, config, targets)
     if not any(True for _ in lora_layers(model)):
         model.requires_grad_(False)
+    places = _places(model)
     for target in targets:
         layer = target.layer
         if not isinstance(layer, LoraLinear):
             layer = LoraLinear(layer)
             layer.train(model.training)
-            for place in _places(model, target.layer):
+            for place in places[id(target.layer)]:
                 model.set_submodule(place, layer, strict=True)
         layer.add_adapter(
             adapter_name,
@@ -177,9 +178,12 @@ def _inject(
     return resolved
 
 
-def _places(model: nn.Module, module: nn.Module) -> list[str]:
-    """Every name of a module: one that is used twice must stay one."""
-    return [name for name, m in model.named_modules(remove_duplicate=False) if m is module]
+def _places(model: nn.Module) -> dict[int, list[str]]:
+    """Every name of each module, by its address: one that is used twice must stay one."""
+    places: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(id(module), []).append(name)
+    return places
 
 
 def _keys(target: Target) -> tuple[str, str]:

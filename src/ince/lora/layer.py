@@ -185,11 +185,11 @@ def base_weight(base: nn.Linear | Linear4bit, dtype: torch.dtype) -> Tensor:
 
 
 def _empty_linear(in_features: int, out_features: int, device: torch.device) -> nn.Linear:
-    # Not initialized by nn.Linear itself, which would draw random numbers for nothing.
-    linear = nn.utils.skip_init(
-        nn.Linear, in_features, out_features, bias=False, device=device, dtype=torch.float32
-    )
-    return cast(nn.Linear, linear)
+    # On "meta" first: nn.Linear's own initialization would draw random numbers for nothing.
+    linear = nn.Linear(in_features, out_features, bias=False, device="meta")
+    empty = torch.empty(out_features, in_features, device=device, dtype=torch.float32)
+    linear.weight = nn.Parameter(empty)
+    return linear
 
 
 def _initialize(a_RD: Tensor, b_OR: Tensor, init: bool | str) -> None:
