@@ -19,9 +19,12 @@ _FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text
 _LOSS_ON = ("assistant", "last", "all")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def data() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def data(ctx: click.Context) -> None:
     """Look at data as the model will see them."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def _tokenizer(reference: str) -> "PreTrainedTokenizerBase":
@@ -81,6 +84,7 @@ def _example_facts(
 
 
 @data.command(
+    short_help="what is in a file, and what the model makes of it",
     epilog="Example: ince data inspect train.jsonl --model smollm2-135m-instruct --row 3",
 )
 @click.argument("file")

@@ -25,6 +25,7 @@ Report = Callable[[str, int, int], None]
 
 _ROWS_AT_ONCE = 4
 _PASSAGE_BYTES = 2000
+_WINDOW_TOKENS = 1024
 _GROUP = "held-out rows"
 
 
@@ -170,10 +171,12 @@ def measure(
     )
     text = None
     if held_out.passages:
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         text = bits_per_byte(
             model,
             tokenizer,
             held_out.passages,
+            window=min(_WINDOW_TOKENS, context or _WINDOW_TOKENS),
             progress=lambda done, total: report(f"{name}: English", done, total),
         )
     return Side(loss, tuple(answer.text.strip() for answer in answers), text)
