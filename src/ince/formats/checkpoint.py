@@ -188,7 +188,7 @@ def _compare_with_index(
     ):
         if names:
             raise CorruptFileError(
-                f"{len(names)} tensors are {what}",
+                f"tensors {what}: {len(names)}",
                 where=index,
                 got=", ".join(sorted(names)[:5]),
                 do="the files are of different versions; download the model again",

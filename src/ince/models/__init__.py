@@ -9,6 +9,7 @@ from ince.models.attention import attention_argument
 from ince.models.load import choose_device, load_model, load_tokenizer
 from ince.models.packaged import PACKAGED_MODELS
 from ince.models.reference import ResolvedModel, resolve
+from ince.models.short_rows import short_row_attention
 from ince.models.target_logits import logits_only_at
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "load_tokenizer",
     "logits_only_at",
     "resolve",
+    "short_row_attention",
 ]

@@ -251,7 +251,7 @@ def _load_whole(
         names = sorted(str(name) for name in info.get(key) or ())
         if names:
             raise ModelReferenceError(
-                f"{len(names)} tensors are {what}",
+                f"tensors {what}: {len(names)}",
                 where=folder,
                 got=", ".join(names[:5]),
                 expected="every tensor of the config's architecture, and no other",

@@ -104,12 +104,32 @@ def resolve(
     packaged = PACKAGED_MODELS.get(text) if isinstance(reference, str) else None
     if packaged is not None:
         return _packaged(text, packaged, revision, progress)
-    path = Path(text).expanduser()
-    if path.exists():
+    path = _path(text)
+    if path is not None and path.exists():
         return _local(text, path, revision, progress)
     if _looks_like_hub_id(text):
         return _hub(text, text, revision, progress)
+    if path is None:
+        raise ModelReferenceError("neither a path nor a name that a model can have", got=text)
     raise _unknown(text, path)
+
+
+def _path(text: str) -> Path | None:
+    """The text as a path, or None when no file could have this name."""
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return Path(text).expanduser()
+    except PermissionError as error:
+        raise ModelReferenceError(
+            "the model cannot be read: permission denied",
+            where=text,
+            do="ask the owner of the folder for the right to read it",
+        ) from error
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, an unknown home
+        return None
+    return path
 
 
 def _looks_like_hub_id(text: str) -> bool:

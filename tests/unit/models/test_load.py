@@ -24,9 +24,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from ince.errors import CorruptFileError, InputError, ModelReferenceError
+from ince.errors import CorruptFileError, InputError, ModelReferenceError, QuantError
 from ince.models import ResolvedModel, choose_device, load_model
 from ince.models import load as load_module
+from ince.quant import NF4Config, quantize_model
 
 COMMON = {
     "vocab_size": 300,
@@ -125,7 +126,8 @@ def test_streamed_model_equals_transformers_loader(
     buffers = dict(theirs.named_buffers())
     assert dict(ours.named_buffers()).keys() == buffers.keys()
     for key, buffer in ours.named_buffers():
-        assert torch.equal(buffer, buffers[key]) and buffer.dtype == buffers[key].dtype
+        assert torch.equal(buffer, buffers[key])
+        assert buffer.dtype == buffers[key].dtype
 
 
 def test_model_is_frozen_and_in_evaluation_mode(folder: Path) -> None:
@@ -183,6 +185,30 @@ def test_fused_experts_go_through_transformers_loader(tmp_path: Path) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ours, _ = load_model(folder, dtype=torch.float32, device="cpu")
     assert torch.equal(logits(ours), logits(theirs))
+
+
+@pytest.mark.parametrize("name", ["llama tied", "llama with biases and scaled rope", "gemma3"])
+def test_quantizing_while_streaming_equals_quantizing_afterwards(name: str, tmp_path: Path) -> None:
+    folder = save(MODELS[name](), tmp_path / "model")
+    config = NF4Config(skip_modules=("layers.1.self_attn",))
+    afterwards, _ = load_model(folder, device="cpu")
+    quantize_model(afterwards, config)
+
+    streamed, _ = load_model(folder, device="cpu", quantization=config)
+
+    assert [type(m) for m in streamed.modules()] == [type(m) for m in afterwards.modules()]
+    expected = afterwards.state_dict()
+    assert streamed.state_dict().keys() == expected.keys()
+    assert all(torch.equal(v, expected[k]) for k, v in streamed.state_dict().items())
+    assert torch.equal(logits(streamed), logits(afterwards))
+    assert not any(p.requires_grad or p.is_meta for p in streamed.parameters())
+
+
+def test_fused_experts_are_not_left_unquantized_without_a_word(tmp_path: Path) -> None:
+    small = {**COMMON, "num_local_experts": 2, "num_experts_per_tok": 1}
+    folder = save(MixtralForCausalLM(MixtralConfig(**small)), tmp_path / "model")
+    with pytest.raises(QuantError, match="neither linear layers"):
+        load_model(folder, device="cpu", quantization=NF4Config())
 
 
 def test_generation_settings_are_read(folder: Path) -> None:

@@ -1,0 +1,8 @@
+"""Let a model speak: batched, seeded generation, and text as it is written."""
+
+from ince.infer.generate import Generation, generate
+from ince.infer.mode import evaluating
+from ince.infer.prompt import Turn, stop_tokens
+from ince.infer.stream import stream
+
+__all__ = ["Generation", "Turn", "evaluating", "generate", "stop_tokens", "stream"]
