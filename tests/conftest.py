@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# Two shared cores stall now and then; a deadline would blame the test.
+settings.register_profile("ince", deadline=None)
+settings.load_profile("ince")
 
 PACKAGED = "smollm2-135m-instruct"
 

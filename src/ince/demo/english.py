@@ -49,11 +49,11 @@ _NUMPY_NAMES = (
 
 def heldout_texts(*, limit: int) -> list[str]:
     """The documentation of numpy functions, one text each, examples left out."""
-    import numpy
+    import numpy as np
 
     texts: list[str] = []
     for name in _NUMPY_NAMES:
-        text = inspect.getdoc(getattr(numpy, name, None)) or ""
+        text = inspect.getdoc(getattr(np, name, None)) or ""
         text = text.partition("\nExamples\n")[0].strip()
         if len(text) > 200:
             texts.append(text)

@@ -5,7 +5,6 @@ the YAML file beside this module, and the rest is what ``ince train`` does.
 """
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -31,7 +30,7 @@ from ince.recipe.measure import (
     exact_match_scores,
     samples,
 )
-from ince.recipe.parity import prove_merge
+from ince.recipe.parity import EXACT_PROOF, ROUNDED_PROOF, prove_merge
 from ince.recipe.run import recorded, save_evaluation
 from ince.recipe.session import Session, open_run
 from ince.recipe.yaml_text import parse_yaml
@@ -159,25 +158,24 @@ def _summary(record: RunRecord, run: Path) -> dict[str, Any]:
         found = {name: by_name[name][who] for name in names}
         return {name: value for name, value in found.items() if value is not None}
 
-    (proof,) = (p for p in record["proofs"] if p["name"].startswith("merged"))
+    proofs = {proof["name"]: proof["value"] for proof in record["proofs"]}
     return {
         "base": values("base"),
         "tuned": values("tuned"),
         "echo": values("echo"),
-        "intervals": {
-            name: [by_name[name]["low"], by_name[name]["high"]]
-            for name in names
-            if not math.isnan(by_name[name]["low"])
-        },
+        "intervals": {name: [by_name[name]["low"], by_name[name]["high"]] for name in names},
         "num_rows": {name: by_name[name]["num_rows"] for name in names},
         "seconds": record["seconds"],
         "peak_bytes": record["peak_bytes"],
-        "parity_max_abs_logit_diff": proof["value"],
+        "parity_max_abs_logit_diff": proofs[EXACT_PROOF],
+        "parity_16bit_max_abs_logit_diff": proofs[ROUNDED_PROOF],
         "run": str(run),
     }
 
 
-def run_demo(*, output: Path, quick: bool = False, console: Console | None = None) -> dict[str, Any]:
+def run_demo(
+    *, output: Path, quick: bool = False, console: Console | None = None
+) -> dict[str, Any]:
     """Fine-tune the packaged model on Turkish, measure it, prove it, and draw the report.
 
     Args:
@@ -208,7 +206,9 @@ def run_demo(*, output: Path, quick: bool = False, console: Console | None = Non
     recipe = demo_recipe(output, quick=quick)
     record = open_run(recipe, resume=True)
     if record.get("status") != "done":
-        console.print(f"built {output / 'data'} in {time.monotonic() - started:.0f} s", markup=False)
+        console.print(
+            f"built {output / 'data'} in {time.monotonic() - started:.0f} s", markup=False
+        )
         with recorded(record):
             session = Session(recipe, record, console=console)
             questions = _questions(instructions.path("test"))

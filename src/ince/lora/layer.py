@@ -180,7 +180,7 @@ def outer_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def base_weight(base: nn.Linear | Linear4bit, dtype: torch.dtype) -> Tensor:
     """The frozen weight, (out, in), in `dtype`; dequantized when it is in 4 bits."""
     if isinstance(base, Linear4bit):
-        return base.dequantize(dtype)
+        return base.frozen_weight(dtype)
     return base.weight.detach().to(dtype)
 
 

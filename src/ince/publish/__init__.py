@@ -1,6 +1,21 @@
 """What leaves the house: a standalone model, and the proof that it is the one that was trained."""
 
 from ince.publish.merge import merge_to_folder
-from ince.publish.parity import Parity, assert_parity, compare_logits
+from ince.publish.parity import (
+    EXACT_LIMIT,
+    ROUNDED_LIMIT,
+    Parity,
+    assert_parity,
+    compare_logits,
+    float32_copy,
+)
 
-__all__ = ["Parity", "assert_parity", "compare_logits", "merge_to_folder"]
+__all__ = [
+    "EXACT_LIMIT",
+    "ROUNDED_LIMIT",
+    "Parity",
+    "assert_parity",
+    "compare_logits",
+    "float32_copy",
+    "merge_to_folder",
+]

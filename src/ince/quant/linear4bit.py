@@ -162,6 +162,12 @@ class Linear4bit(nn.Module):
         dtype = self.compute_dtype if dtype is None else dtype
         return _dequantize(parts, self.config.blocksize, self.weight_shape, dtype)
 
+    def frozen_weight(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight to multiply with, not to be changed: the held copy while there is one."""
+        if self._expanded is not None and dtype in (None, self._expanded.dtype):
+            return self._expanded
+        return self.dequantize(dtype)
+
     @property
     def is_expanded(self) -> bool:
         """Whether the weight is held in `compute_dtype` as well."""

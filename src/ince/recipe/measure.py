@@ -173,9 +173,7 @@ def compare_loss(
             found[who] = heldout_loss(
                 model.get_base_model(),
                 batches,
-                progress=lambda done, who=who: progress(
-                    f"{who} held-out loss", done, len(batches)
-                ),
+                progress=lambda done, who=who: progress(f"{who} held-out loss", done, len(batches)),
             )
     base, tuned = found["base"], found["tuned"]
     loss = compare(

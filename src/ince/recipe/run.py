@@ -30,9 +30,7 @@ from ince.record import RunRecord
 __all__ = ["recorded", "run_recipe", "save_evaluation"]
 
 
-def run_recipe(
-    recipe: Recipe, *, resume: bool = True, console: Console | None = None
-) -> RunRecord:
+def run_recipe(recipe: Recipe, *, resume: bool = True, console: Console | None = None) -> RunRecord:
     """Train as the recipe says, measure against the base, prove the merge, record it all.
 
     A run that was cut off goes on; one that is done is returned as it is.
@@ -128,9 +126,7 @@ def _measure(session: Session, questions: Sequence[Question]) -> None:
             shown = samples(answers, limit=recipe.evaluate.num_samples)
         if recipe.evaluate.english is not None:
             text = _read_text(Path(recipe.evaluate.english))
-            metrics.append(
-                compare_text(session.model, session.tokenizer, text, progress=report)
-            )
+            metrics.append(compare_text(session.model, session.tokenizer, text, progress=report))
     save_evaluation(session, metrics, shown)
 
 

@@ -21,7 +21,7 @@ from ince.evaluate import heldout_loss
 from ince.files import sha256_file, write_text
 from ince.infer import generate
 from ince.lora import PeftModel, get_peft_model
-from ince.models import load_model, resolve
+from ince.models import load_model, resolve, short_row_attention
 from ince.quant import Linear4bit, expanded, weight_bytes
 from ince.recipe.progress import RunProgress
 from ince.recipe.schema import Recipe
@@ -124,7 +124,9 @@ class Session:
             self.model, self.tokenizer = self._load_model()
         with record.phase("data"):
             self.train_split = self._load_split(recipe.data.train)
-            self.eval_split = None if recipe.data.eval is None else self._load_split(recipe.data.eval)
+            self.eval_split = (
+                None if recipe.data.eval is None else self._load_split(recipe.data.eval)
+            )
             record["data"] = {
                 "train": self.train_split.report.to_dict(),
                 "eval": None if self.eval_split is None else self.eval_split.report.to_dict(),
@@ -223,9 +225,11 @@ class Session:
             else single_rows(examples, order)
         )
         # A forward without gradients takes little; the rectangle of a step fits for certain.
-        per_batch = max(1, (config.micro_batch_tokens or config.batch_tokens) // max(
-            row.num_tokens for row in rows
-        ))
+        per_batch = max(
+            1,
+            (config.micro_batch_tokens or config.batch_tokens)
+            // max(row.num_tokens for row in rows),
+        )
         return [
             collate(rows[start : start + per_batch], pad_id=self.pad_id)
             for start in range(0, len(rows), per_batch)
@@ -258,7 +262,12 @@ class Session:
             ]
 
         held = expanded(self.model) if self.recipe.model.expand else nullcontext()
-        with self.record.phase("train"), held, self.progress.training() as observer:
+        with (
+            self.record.phase("train"),
+            held,
+            short_row_attention(self.model.get_base_model()),
+            self.progress.training() as observer,
+        ):
             result = train(
                 self.model,
                 self.train_split.examples,
@@ -289,7 +298,11 @@ class Session:
 
     def _run_digest(self) -> str:
         """Of the recipe and of the bytes it was given: a checkpoint fits no other run."""
-        parts = [self.recipe.digest(), self.record["base"]["digest"], self.train_split.report.digest]
+        parts = [
+            self.recipe.digest(),
+            self.record["base"]["digest"],
+            self.train_split.report.digest,
+        ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

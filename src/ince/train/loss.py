@@ -1,6 +1,5 @@
 """Cross-entropy where there is something to learn, and nowhere else."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ince.data import Batch, Row, collate
+from ince.data import Row, collate
 from ince.errors import TrainingError
 from ince.train.loss import target_loss
 

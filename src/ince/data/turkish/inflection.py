@@ -67,9 +67,7 @@ def _attested(sentence: Sentence) -> Iterator[Inflection]:
     for index, token in enumerate(sentence.tokens):
         following = sentence.tokens[index + 1] if index + 1 < len(sentence.tokens) else None
         # A group joined to another word-part is a piece of a word, not a form.
-        joined_after = (
-            not token.space_after and following is not None and following.upos != "PUNCT"
-        )
+        joined_after = not token.space_after and following is not None and following.upos != "PUNCT"
         whole_word = not joined_before and not joined_after
         joined_before = not token.space_after
         number = token.features.get("PersonNumber", "")

@@ -202,8 +202,8 @@ def _card_text(
     )
     rehearsed = counts["train"]["rehearsal"]
     rehearsal = (
-        f"\n**rehearsal**: {rehearsed:,} further rows of train.jsonl are of neither task; they are\n"
-        "there so that less is forgotten.\n"
+        f"\n**rehearsal**: {rehearsed:,} further rows of train.jsonl are of neither task; they\n"
+        "are there so that less is forgotten.\n"
         if rehearsed
         else ""
     )
