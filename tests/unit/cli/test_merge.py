@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from ince.recipe import parity
+from ince import publish
 
 
 def test_a_merged_model_is_proved_and_stands_alone(command, adapter_folder, tmp_path):
@@ -36,7 +36,7 @@ def test_the_merged_model_says_what_the_adapter_says(command, adapter_folder, tm
 def test_a_proof_that_does_not_hold_is_exit_3_and_leaves_nothing(
     command, adapter_folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(parity, "ROUNDED_LIMIT", -1.0)
+    monkeypatch.setattr(publish, "ROUNDED_LIMIT", -1.0)
     out_folder = tmp_path / "merged"
     code, out, _ = command("merge", str(adapter_folder), "--out", str(out_folder), "--json")
     assert code == 3
