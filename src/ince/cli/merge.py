@@ -134,7 +134,7 @@ def merge(
         return
     stdout = result_console()
     stdout.print(
-        f"merged model equals adapter: logits differ by at most "
+        f"merged model agrees with the adapter: logits differ by at most "
         f"{parity.max_abs_logit_diff:.3g} (limit {ROUNDED_LIMIT:g}), the likeliest token agrees at "
         f"{parity.argmax_agreement:.1%} of {parity.num_positions} positions",
         markup=False,

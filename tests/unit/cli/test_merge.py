@@ -14,7 +14,7 @@ def test_a_merged_model_is_proved_and_stands_alone(command, adapter_folder, tmp_
     code, out, err = command("merge", str(adapter_folder), "--out", str(out_folder))
     assert code == 0, err
     assert str(out_folder) in out
-    assert "merged model equals adapter" in out
+    assert "merged model agrees with the adapter" in out
     model = AutoModelForCausalLM.from_pretrained(out_folder)
     assert not any("lora" in name for name, _ in model.named_parameters())
     assert next(model.parameters()).dtype == torch.bfloat16
