@@ -1,20 +1,27 @@
 """``ince train``: run a recipe, or go on with a run that was cut off."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ince.cli.output import common_options, print_json, print_run, progress_console
 from ince.errors import InceError, InputError
 
+if TYPE_CHECKING:
+    from ince.recipe import Recipe
+
 __all__ = ["train"]
 
 
-def _recipe_file(text: str) -> Path:
-    """The recipe that `text` names: the file, or the one that a run folder keeps."""
+def _read(text: str, overrides: Sequence[str]) -> "Recipe":
+    """The recipe that `text` names: a file, or the one that a run folder keeps."""
+    from ince.recipe import load_recipe
+
     path = Path(text).expanduser()
     if not path.is_dir():
-        return path
+        return load_recipe(path, overrides)
     kept = path / "recipe.yaml"
     if not kept.is_file():
         raise InputError(
@@ -22,7 +29,11 @@ def _recipe_file(text: str) -> Path:
             where=path,
             expected="a recipe file, or the folder of a run, which holds a recipe.yaml",
         )
-    return kept
+    recipe = load_recipe(kept, overrides)
+    if any(override.partition("=")[0].strip() == "output" for override in overrides):
+        return recipe
+    # The run goes on where it is, wherever it was started from or moved to.
+    return recipe.model_copy(update={"output": str(path)})
 
 
 @click.command(
@@ -40,11 +51,10 @@ def train(recipe: str, overrides: tuple[str, ...], fresh: bool, as_json: bool) -
 
     KEY=VALUE changes a key of the recipe, the value written as in YAML.
     """
-    from ince.recipe import load_recipe
     from ince.recipe.run import run_recipe
     from ince.report import write_report
 
-    resolved = load_recipe(_recipe_file(recipe), overrides)
+    resolved = _read(recipe, overrides)
     console = progress_console()
     try:
         record = run_recipe(resolved, resume=not fresh, console=console)

@@ -62,6 +62,16 @@ def test_a_run_folder_is_a_recipe_too(command, calls):
     assert calls[1][0].output == "run"
 
 
+def test_a_run_goes_on_where_it_is(command, calls, project, monkeypatch):
+    command("train", "recipe.yaml")
+    (project / "elsewhere").mkdir()
+    (project / "run").rename(project / "elsewhere" / "moved")
+    monkeypatch.chdir(project / "elsewhere")
+    command("train", "moved")
+    command("train", "moved", "output=other")
+    assert [recipe.output for recipe, _ in calls] == ["run", "moved", "other"]
+
+
 def test_a_folder_without_a_recipe(command, project):
     (project / "empty").mkdir()
     code, _, err = command("train", "empty")
