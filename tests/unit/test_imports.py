@@ -50,7 +50,7 @@ def test_importing_ince_is_quick_and_brings_nothing_heavy(tmp_path):
 IMPORT_ALL = """
 import importlib, json, logging, os, pathlib, signal, socket, sys, threading, warnings
 
-import torch, transformers, pydantic, rich, typer, yaml, numpy, safetensors.torch
+import torch, transformers, pydantic, rich, click, yaml, numpy, safetensors.torch
 
 def no_network(*_, **__):
     raise AssertionError("a socket was made while importing")

@@ -1,10 +1,11 @@
 """Examples of different lengths into rows of one length, with little room left over.
 
 Examples in one row do not see each other, but those that begin alike share the beginning
-(`ince.data.prefixes`), so what an example costs depends on its company. Examples are taken
-in windows of the given order, longest first; each goes where it adds the fewest tokens, and
-among such rows to the fullest. Shuffled examples thus give shuffled rows, packed anew in
-every epoch, and the same ones whenever asked for again.
+(`ince.data.prefixes`), so what an example costs depends on its company. Each goes where it
+leaves the least room, in the order given: companions are chance neighbors, not of a kind.
+Longest first would pack a little tighter, and make rows, and so steps, of one kind of
+example each, which a training run with small batches notices. Rows are packed anew in
+every epoch, and are the same ones whenever asked for again.
 """
 
 from collections.abc import Sequence
@@ -49,9 +50,9 @@ class _OpenRow:
     def cost(self, example: Example, limit: int) -> int:
         return example.num_tokens - self._tree.num_shared(example, limit)
 
-    def take(self, place: int, example: Example, limit: int, cost: int) -> None:
+    def take(self, place: int, example: Example, limit: int) -> None:
         self.members.append(place)
-        self.room -= cost
+        self.room -= self.cost(example, limit)
         self._tree.add(example, limit)
 
 
@@ -85,19 +86,17 @@ def pack_rows(examples: Sequence[Example], order: Sequence[int], max_length: int
 def _pack_window(window: Sequence[Example], max_length: int) -> list[Row]:
     limits = [num_shareable(example) for example in window]
     rows: list[_OpenRow] = []
-    for place in sorted(range(len(window)), key=lambda i: (-window[i].num_tokens, i)):
-        example, limit = window[place], limits[place]
-        best: tuple[tuple[int, int], _OpenRow] | None = None
+    for place, (example, limit) in enumerate(zip(window, limits, strict=True)):
+        least, chosen = max_length + 1, None
         for row in rows:
-            cost = row.cost(example, limit)
-            if cost <= row.room and (best is None or (cost, row.room - cost) < best[0]):
-                best = ((cost, row.room - cost), row)
-        if best is None:
-            rows.append(_OpenRow(max_length))
-            best = ((example.num_tokens, 0), rows[-1])
-        best[1].take(place, example, limit, best[0][0])
-    members = sorted(tuple(sorted(row.members)) for row in rows)
-    return [Row(tuple(window[i] for i in places)) for places in members]
+            left = row.room - row.cost(example, limit)
+            if 0 <= left < least:
+                least, chosen = left, row
+        if chosen is None:
+            chosen = _OpenRow(max_length)
+            rows.append(chosen)
+        chosen.take(place, example, limit)
+    return [Row(tuple(window[i] for i in row.members)) for row in rows]
 
 
 def single_rows(examples: Sequence[Example], order: Sequence[int]) -> list[Row]:

@@ -12,6 +12,8 @@ import re
 
 __all__ = ["heldout_texts", "rehearsal_rows"]
 
+# Of one text: many texts say more about English than a few long ones.
+_MAX_CHARACTERS = 1600
 _PROSE = re.compile(r"[A-Z][^:\n]{20,}[.]")
 
 # Long docstrings of much-used functions: their prose, without signatures and examples.
@@ -56,7 +58,7 @@ def heldout_texts(*, limit: int) -> list[str]:
         text = inspect.getdoc(getattr(np, name, None)) or ""
         text = text.partition("\nExamples\n")[0].strip()
         if len(text) > 200:
-            texts.append(text)
+            texts.append(text[:_MAX_CHARACTERS])
     return texts[:limit]
 
 

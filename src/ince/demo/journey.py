@@ -40,7 +40,7 @@ from ince.report import write_report
 __all__ = ["demo_recipe", "run_demo"]
 
 # Rows: what two cores learn in some minutes, and enough to tell a gain from chance.
-_FULL = {"num_test": 220, "inflection": 3000, "diacritics": 3000, "english": 120, "texts": 24}
+_FULL = {"num_test": 200, "inflection": 1850, "diacritics": 1700, "english": 60, "texts": 24}
 _QUICK = {"num_test": 12, "inflection": 80, "diacritics": 80, "english": 8, "texts": 3}
 _NUM_SAMPLES = 20
 _NUM_QUICK_STEPS = 5
@@ -198,7 +198,7 @@ def run_demo(
         read_treebanks(),
         output / "data",
         num_test=size["num_test"],
-        num_eval=min(60, size["num_test"]),
+        num_eval=min(40, size["num_test"]),
         num_train_inflection=size["inflection"],
         num_train_diacritics=size["diacritics"],
         rehearsal=rehearsal_rows(size["english"], seed=7),

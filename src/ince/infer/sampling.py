@@ -55,12 +55,19 @@ class Sampling:
         """(B,) int64, the next token of each row."""
         if self.temperature == 0:
             return logits_BV.argmax(dim=-1)
-        scaled = logits_BV.double() / self.temperature
-        chances_BV, order_BV = scaled.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+        chances_BV = (logits_BV.double() / self.temperature).softmax(dim=-1)
+        if self.top_p < 1:
+            ordered_BV = chances_BV.sort(dim=-1, descending=True).values
+            # A token is kept while those before it have not reached top_p; the first always is.
+            before_BV = ordered_BV.cumsum(dim=-1) - ordered_BV
+            num_kept_B1 = (before_BV < self.top_p).sum(dim=-1, keepdim=True)
+            least_B1 = ordered_BV.gather(-1, num_kept_B1 - 1)
+            chances_BV = chances_BV.masked_fill(chances_BV < least_B1, 0)
+        # In the order of the vocabulary: by likelihood, rounding would make neighbors
+        # change places, and with them the token that a number falls on.
         reached_BV = chances_BV.cumsum(dim=-1)
-        # A token is kept while those before it have not reached top_p; the first always is.
-        num_kept_B1 = (reached_BV - chances_BV < self.top_p).sum(dim=-1, keepdim=True)
-        total_B1 = reached_BV.gather(-1, num_kept_B1 - 1)
+        total_B1 = reached_BV[:, -1:]
         drawn_B1 = uniforms_B.to(reached_BV)[:, None] * total_B1
-        place_B1 = torch.searchsorted(reached_BV, drawn_B1, right=True)
-        return order_BV.gather(-1, torch.minimum(place_B1, num_kept_B1 - 1))[:, 0]
+        # A product may round up to the total, beyond which there is no token.
+        below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
+        return torch.searchsorted(reached_BV, drawn_B1.minimum(below_B1), right=True)[:, 0]

@@ -40,6 +40,9 @@ __all__ = [
     "samples",
 ]
 
+# One window's logits over a vocabulary of 50,000 take 100 MB.
+_WINDOW_TOKENS = 1024
+
 Progress = Callable[[str, int, int], None]
 Scorer = Callable[[Sequence["Question"], Sequence[str]], list[float]]
 """Questions and the answers to them → a score for each."""
@@ -212,12 +215,15 @@ def compare_text(
 ) -> dict[str, object]:
     """What reading some texts costs both models: what was forgotten."""
     found: dict[str, TextLoss] = {}
+    context = getattr(model.get_base_model().config, "max_position_embeddings", None)
     for who, adapter in _both(model):
         with adapter:
             found[who] = bits_per_byte(
                 model.get_base_model(),  # pyright: ignore[reportArgumentType]
                 tokenizer,
                 texts,
+                window=min(_WINDOW_TOKENS, context or _WINDOW_TOKENS),
+                batch_size=1,
                 progress=lambda done, total, who=who: progress(f"{who} English", done, total),
             )
     return compare(

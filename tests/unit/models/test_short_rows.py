@@ -40,9 +40,7 @@ def test_what_it_was_not_made_for_goes_to_transformers(monkeypatch):
         asked.append(query.shape[2])
         return query.transpose(1, 2), None
 
-    monkeypatch.setattr(
-        "transformers.integrations.sdpa_attention.sdpa_attention_forward", fake
-    )
+    monkeypatch.setattr("transformers.integrations.sdpa_attention.sdpa_attention_forward", fake)
     q, k, v = inputs(4, 2, 9, torch.float32)
     mask = torch.ones(2, 1, 9, 9, dtype=torch.bool)
     with torch.no_grad():

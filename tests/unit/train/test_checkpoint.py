@@ -1,0 +1,86 @@
+import json
+
+import pytest
+import torch
+
+from ince.errors import CorruptFileError
+from ince.train.checkpoint import TrainState, latest_checkpoint, remove_old, save_checkpoint
+
+
+def save(folder, step):
+    return save_checkpoint(
+        folder,
+        adapter={"a": torch.full((3,), float(step))},
+        optimizer={"a.exp_avg": torch.ones(3)},
+        state=TrainState("digest", step=step, num_tokens=10 * step),
+    )
+
+
+def read(folder):
+    said = []
+    return latest_checkpoint(folder, warn=said.append), said
+
+
+def test_the_newest_one_is_read_back(tmp_path):
+    save(tmp_path, 9)
+    save(tmp_path, 10)
+    found, said = read(tmp_path)
+    assert found.state == TrainState("digest", step=10, num_tokens=100)
+    assert found.adapter["a"].tolist() == [10, 10, 10]
+    assert said == []
+
+
+def test_there_may_be_none(tmp_path):
+    assert read(tmp_path) == (None, [])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda f: (f / "adapter.safetensors").write_bytes(b"\0" * 8),
+        lambda f: (f / "optimizer.safetensors").unlink(),
+        lambda f: (f / "state.json").write_text("{}"),
+        lambda f: (f / "manifest.json").write_text('{"adapter'),
+        lambda f: (f / "manifest.json").unlink(),
+        lambda f: _flip(f / "adapter.safetensors"),
+    ],
+    ids=["short", "missing", "altered", "torn manifest", "no manifest", "flipped bit"],
+)
+def test_a_damaged_one_is_passed_over_with_a_line(tmp_path, damage):
+    save(tmp_path, 1)
+    damage(save(tmp_path, 2))
+    found, said = read(tmp_path)
+    assert found.state.step == 1
+    assert len(said) == 1
+    assert "step-000002" in said[0]
+
+
+def _flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_when_none_is_whole_it_says_what_to_do(tmp_path):
+    folder = save(tmp_path, 1)
+    (folder / "state.json").unlink()
+    with pytest.raises(CorruptFileError, match="--fresh"):
+        read(tmp_path)
+
+
+def test_a_manifest_that_lies_about_the_content_is_caught(tmp_path):
+    folder = save(tmp_path, 1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["adapter.safetensors"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CorruptFileError):
+        read(tmp_path)
+
+
+def test_old_ones_go_and_foreign_folders_stay(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    (tmp_path / "checkpoints" / "step-best").mkdir()
+    remove_old(tmp_path, keep=2)
+    left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step-000002", "step-000003", "step-best"]
