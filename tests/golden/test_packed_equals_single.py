@@ -10,7 +10,9 @@ from ince.models import attention_argument, load_model, logits_only_at, short_ro
 def test_logits_of_a_packed_row_are_those_of_its_examples_alone(tmp_path, smollm2_folder):
     model, tokenizer = load_model(smollm2_folder, dtype=torch.float32, device="cpu")
     built = build_instructions(read_treebanks()[:400], tmp_path, num_test=4, num_eval=4)
-    split = load_split(built.path("test"), DataConfig(train="test.jsonl", max_length=256), tokenizer)
+    split = load_split(
+        built.path("test"), DataConfig(train="test.jsonl", max_length=256), tokenizer
+    )
     rows = pack_rows(split.examples, range(len(split.examples)), 256)
     num_alone = sum(example.num_tokens for example in split.examples)
     assert sum(row.num_tokens for row in rows) < 0.8 * num_alone

@@ -34,7 +34,10 @@ def recipe(tmp_path, smollm2_tokenizer):
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
     smollm2_tokenizer.save_pretrained(tmp_path / "model")
     rows = [
-        {"prompt": f"Question number {i}, of {'many ' * (i % 7)}words?", "completion": f"Answer {i}."}
+        {
+            "prompt": f"Question number {i}, of {'many ' * (i % 7)}words?",
+            "completion": f"Answer {i}.",
+        }
         for i in range(120)
     ]
     text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -115,5 +118,5 @@ def test_interrupted_it_says_so_and_goes_on(recipe, tmp_path):
     assert (cut / "report.html").is_file()
     finish(recipe, cut)
     assert json.loads((cut / "run.json").read_text("utf-8"))["status"] == "done"
-    out, err = finish(recipe, cut)
+    _, err = finish(recipe, cut)
     assert "done already" in err

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ince.errors import DataError
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -24,7 +22,6 @@ Report = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 _ROWS_AT_ONCE = 4
-_PASSAGE_BYTES = 2000
 _WINDOW_TOKENS = 1024
 _GROUP = "held-out rows"
 
@@ -63,26 +60,6 @@ class Limits:
     batch_size: int
 
 
-def _passages(path: Path) -> tuple[str, ...]:
-    """The text in passages of some 2,000 bytes, so that an interval has something to draw."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError("the text is not UTF-8", where=path, got=str(error)) from error
-    passages: list[str] = []
-    held: list[str] = []
-    for paragraph in text.split("\n\n"):
-        held.append(paragraph)
-        if sum(len(part.encode()) for part in held) >= _PASSAGE_BYTES:
-            passages.append("\n\n".join(held))
-            held = []
-    passages.append("\n\n".join(held))
-    kept = tuple(passage for passage in passages if passage.strip())
-    if not kept:
-        raise DataError("there is no text in this file", where=path)
-    return kept
-
-
 def read_held_out(
     config: "DataConfig",
     tokenizer: "PreTrainedTokenizerBase",
@@ -104,6 +81,7 @@ def read_held_out(
     """
     from ince.data import Conversation, collate, epoch_order, load_split, pack_rows, read_source
     from ince.data.dataset import convert_source
+    from ince.evaluate import read_passages
     from ince.recipe.measure import questions_of
 
     split = load_split(config.train, config, tokenizer)
@@ -130,7 +108,7 @@ def read_held_out(
     return HeldOut(
         batches=batches,
         questions=tuple(questions[index] for index in chosen),
-        passages=() if english is None else _passages(english),
+        passages=() if english is None else tuple(read_passages(english)),
         report=split.report.to_dict(),
     )
 

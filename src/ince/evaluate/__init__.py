@@ -3,7 +3,7 @@
 from ince.evaluate.answers import ChrF, chrf, exact_match, normalize, restored_word_accuracy
 from ince.evaluate.bootstrap import Interval, paired_bootstrap
 from ince.evaluate.loss import DocumentLoss, LossResult, heldout_loss, target_losses
-from ince.evaluate.text import TextLoss, bits_per_byte
+from ince.evaluate.text import TextLoss, bits_per_byte, read_passages
 
 __all__ = [
     "ChrF",
@@ -17,6 +17,7 @@ __all__ = [
     "heldout_loss",
     "normalize",
     "paired_bootstrap",
+    "read_passages",
     "restored_word_accuracy",
     "target_losses",
 ]

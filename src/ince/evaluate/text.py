@@ -8,6 +8,7 @@ once, and all but those of the first window with at least ``window - stride`` to
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,9 @@ from ince.infer import evaluating
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["TextLoss", "bits_per_byte"]
+__all__ = ["TextLoss", "bits_per_byte", "read_passages"]
+
+_PASSAGE_BYTES = 2000
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,32 @@ class _Window:
     text: int
     tokens: list[int]
     num_context: int  # the first of them are read and not scored
+
+
+def read_passages(path: Path) -> list[str]:
+    """A text file in passages of some 2,000 bytes, cut between paragraphs.
+
+    They are the units that an interval draws from.
+
+    Raises:
+        DataError: the file cannot be read as UTF-8, or holds no text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError("the text is not UTF-8", where=path, got=str(error)) from error
+    except OSError as error:
+        raise DataError(f"cannot read the text: {error.strerror}", where=path) from error
+    passages: list[str] = []
+    for paragraph in text.split("\n\n"):
+        if passages and len(passages[-1].encode()) < _PASSAGE_BYTES:
+            passages[-1] += "\n\n" + paragraph
+        else:
+            passages.append(paragraph)
+    kept = [passage for passage in passages if passage.strip()]
+    if not kept:
+        raise DataError("there is no text in this file", where=path)
+    return kept
 
 
 def bits_per_byte(

@@ -51,6 +51,10 @@ def _read_beginning(
     model: Any, prompts: Sequence[Sequence[int]], cache: Any, device: torch.device
 ) -> int:
     """Read what all prompts begin with once, into the cache of every row; returns its length."""
+    # A window reaches back by place in the cache, and would take the padding between the
+    # beginning and a row's own tokens for tokens.
+    if any(layer.is_sliding for layer in cache.layers):
+        return 0
     shortest = min(len(prompt) for prompt in prompts)
     num_shared = 0
     # Every row keeps a token of its own: the one that predicts the first new one.

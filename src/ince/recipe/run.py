@@ -8,7 +8,8 @@ from rich.console import Console
 
 from ince.data import Conversation, read_source
 from ince.data.dataset import convert_source
-from ince.errors import DataError, InceError, InterruptedRunError
+from ince.errors import InceError, InterruptedRunError
+from ince.evaluate import read_passages
 from ince.evaluate.comparison import evaluation
 from ince.files import write_json, write_text
 from ince.recipe.measure import (
@@ -54,7 +55,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, console: Console | None =
         return record
     with recorded(record):
         session = Session(recipe, record, console=console)
-        questions = _questions(recipe, session)
+        questions = _questions(recipe)
         session.train(questions=questions)
         with record.phase("evaluate"):
             _measure(session, questions)
@@ -83,7 +84,7 @@ class recorded:  # noqa: N801  a context manager, used as a verb
             self._record.finish("failed", {"type": type(error).__name__, "what": str(error)})
 
 
-def _questions(recipe: Recipe, session: Session) -> list[Question]:
+def _questions(recipe: Recipe) -> list[Question]:
     if recipe.data.eval is None or recipe.evaluate.num_samples == 0:
         return []
     converted = convert_source(read_source(recipe.data.eval), recipe.data.format)
@@ -125,28 +126,9 @@ def _measure(session: Session, questions: Sequence[Question]) -> None:
                 )
             shown = samples(answers, limit=recipe.evaluate.num_samples)
         if recipe.evaluate.english is not None:
-            text = _read_text(Path(recipe.evaluate.english))
+            text = read_passages(Path(recipe.evaluate.english))
             metrics.append(compare_text(session.model, session.tokenizer, text, progress=report))
     save_evaluation(session, metrics, shown)
-
-
-def _read_text(path: Path) -> list[str]:
-    """Paragraph groups of a text file: the units that the interval draws from."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("cannot read the text", where=path, got=str(error)) from error
-    pieces: list[str] = []
-    for paragraph in text.split("\n\n"):
-        if not paragraph.strip():
-            continue
-        if pieces and len(pieces[-1]) < 2000:
-            pieces[-1] += "\n\n" + paragraph
-        else:
-            pieces.append(paragraph)
-    if not pieces:
-        raise DataError("the text is empty", where=path)
-    return pieces
 
 
 def save_evaluation(

@@ -136,9 +136,10 @@ def train(
     if checkpoint is not None:
         if checkpoint.state.recipe_digest != recipe_digest:
             raise CorruptFileError(
-                "the checkpoints in this folder are of another recipe",
+                "the checkpoints in this folder are of another recipe, base or data",
                 where=checkpoint.folder,
-                do="choose another output folder, or start again with --fresh",
+                do="put back the data as they were, choose another output folder, or start "
+                "again with --fresh",
             )
         _restore(parameters, checkpoint.adapter, checkpoint.folder)
         if checkpoint.state.step > 0:

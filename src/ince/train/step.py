@@ -66,7 +66,10 @@ def train_step(
     """
     device = next(iter(parameters.values())).device
     torch.manual_seed(_seed_of(seed, step))
-    batches = [collate(group, pad_id, pad_to_multiple=64) for group in micro_batches(rows, micro_batch_tokens)]
+    batches = [
+        collate(group, pad_id, pad_to_multiple=64)
+        for group in micro_batches(rows, micro_batch_tokens)
+    ]
     num_targets = sum(batch.num_targets for batch in batches)
     total = 0.0
     for batch in batches:

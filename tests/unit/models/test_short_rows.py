@@ -57,14 +57,19 @@ def test_a_model_has_its_own_attention_again_afterwards(tiny_llama):
     ids = torch.randint(3, 900, (1, 12))
     mask = torch.ones(1, 1, 12, 12, dtype=torch.bool).tril()
     before = model(input_ids=ids, attention_mask=mask).logits
-    with pytest.raises(RuntimeError, match="on purpose"):  # noqa: PT012
+    kept = []
+
+    def inside():
         with short_row_attention(model) as active:
             assert active
             model.requires_grad_(True)
-            inside = model(input_ids=ids, attention_mask=mask).logits
+            kept.append(model(input_ids=ids, attention_mask=mask).logits)
             raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        inside()
     assert model.config._attn_implementation == "sdpa"
-    torch.testing.assert_close(inside, before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kept[0], before, rtol=1e-4, atol=1e-5)
 
 
 def test_another_implementation_is_left_alone(tiny_llama):

@@ -82,7 +82,7 @@ def test_it_learns_and_says_what_it_did(tmp_path, tiny_llama):
     assert watcher.begun == (0, result.steps)
 
 
-class Stopped(Exception):
+class PowerGoneError(Exception):
     """Stands for the power going off: nothing is saved on the way out."""
 
 
@@ -92,9 +92,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_byte_for_byte(tmp_path, tiny_
     whole, expected = run(tmp_path / "whole", tiny_llama)
 
     def stop():
-        raise Stopped
+        raise PowerGoneError
 
-    with pytest.raises(Stopped):
+    with pytest.raises(PowerGoneError):
         run(tmp_path / "cut", tiny_llama, Watcher(at, stop))
     torch.rand(17)  # another place in the global random numbers
     watcher = Watcher()
@@ -173,7 +173,7 @@ def test_evaluation_and_samples_come_at_their_intervals(tmp_path, tiny_llama):
 
 def test_checkpoints_of_another_recipe_are_refused(tmp_path, tiny_llama):
     run(tmp_path, tiny_llama, max_steps=3)
-    with pytest.raises(CorruptFileError, match="another recipe"):
+    with pytest.raises(CorruptFileError, match="another recipe, base or data"):
         run(tmp_path, tiny_llama, digest="other", max_steps=3)
 
 

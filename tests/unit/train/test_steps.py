@@ -70,7 +70,9 @@ def test_a_step_is_the_same_whatever_was_asked_before():
     assert straight.rows(last) == resumed.rows(last)
 
 
-@pytest.mark.parametrize(("epochs", "max_steps", "expected"), [(0.5, None, 5), (1, 3, 3), (2, None, 20)])
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "expected"), [(0.5, None, 5), (1, 3, 3), (2, None, 20)]
+)
 def test_the_budget(epochs, max_steps, expected):
     made = plan([64] * 10, batch_tokens=64, epochs=epochs, max_steps=max_steps)
     assert made.num_steps == expected
