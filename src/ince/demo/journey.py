@@ -40,7 +40,7 @@ from ince.report import write_report
 __all__ = ["demo_recipe", "run_demo"]
 
 # Rows: what two cores learn in some minutes, and enough to tell a gain from chance.
-_FULL = {"num_test": 200, "inflection": 1850, "diacritics": 1700, "english": 60, "texts": 24}
+_FULL = {"num_test": 200, "inflection": 1600, "diacritics": 1600, "english": 40, "texts": 20}
 _QUICK = {"num_test": 12, "inflection": 80, "diacritics": 80, "english": 8, "texts": 3}
 _NUM_SAMPLES = 20
 _NUM_QUICK_STEPS = 5

@@ -39,7 +39,7 @@ ROUNDED_LIMIT = 2.0
 scale or a lost layer moves logits by ten and more."""
 
 # Positions compared at once: float32 logits of a large vocabulary are big.
-_POSITIONS_AT_ONCE = 256
+_POSITIONS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
