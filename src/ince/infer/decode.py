@@ -53,7 +53,7 @@ def _read_beginning(
     """Read what all prompts begin with once, into the cache of every row; returns its length."""
     # A window reaches back by place in the cache, and would take the padding between the
     # beginning and a row's own tokens for tokens.
-    if any(layer.is_sliding for layer in cache.layers):
+    if any(getattr(layer, "is_sliding", True) for layer in cache.layers):
         return 0
     shortest = min(len(prompt) for prompt in prompts)
     num_shared = 0
