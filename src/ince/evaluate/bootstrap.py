@@ -51,7 +51,8 @@ def paired_bootstrap(
         confidence: between 0 and 1.
 
     Raises:
-        InputError: no rows, or different numbers of them, or values out of range.
+        InputError: no rows, or different numbers of them, values out of range, or a score
+            that is not finite.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", chapter 13.
     """
@@ -72,6 +73,11 @@ def paired_bootstrap(
     if (weight < 0).any() or weight.sum() <= 0:
         raise InputError("weights must not be negative, nor all be zero")
     gain = (np.asarray(tuned, dtype=float) - np.asarray(base, dtype=float)) * weight
+    if not np.isfinite(gain).all():
+        raise InputError(
+            "a score that is not a number cannot be compared",
+            where=f"rows {', '.join(map(str, np.flatnonzero(~np.isfinite(gain))[:5]))}",
+        )
     generator = np.random.default_rng(seed)
     differences: list[np.ndarray] = []
     num_left = num_resamples

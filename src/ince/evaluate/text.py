@@ -24,6 +24,8 @@ __all__ = ["TextLoss", "bits_per_byte", "read_passages"]
 
 _PASSAGE_BYTES = 2000
 
+_WINDOW_TOKENS = 1024
+
 
 @dataclass(frozen=True)
 class TextLoss:
@@ -87,7 +89,7 @@ def bits_per_byte(
     tokenizer: "PreTrainedTokenizerBase",
     texts: str | Sequence[str],
     *,
-    window: int = 1024,
+    window: int | None = None,
     stride: int | None = None,
     batch_size: int = 4,
     progress: Callable[[int, int], None] | None = None,
@@ -101,7 +103,8 @@ def bits_per_byte(
         model: a causal language model; left as it was.
         tokenizer: its own.
         texts: one text or several; each is read on its own.
-        window: tokens that the model reads at once.
+        window: tokens that the model reads at once; 1,024, or its context where that is shorter,
+            when None.
         stride: tokens that each further window scores; half a window when None.
         batch_size: windows in one forward pass.
         progress: told ``(windows done, windows in all)``.
@@ -110,8 +113,10 @@ def bits_per_byte(
         InputError: window and stride do not fit each other or the model.
         DataError: there is no text.
     """
-    step = window // 2 if stride is None else stride
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if window is None:
+        window = min(_WINDOW_TOKENS, context or _WINDOW_TOKENS)
+    step = window // 2 if stride is None else stride
     if not 0 < step < window or (context and window > context):
         raise InputError(
             "window and stride do not fit",
