@@ -10,9 +10,7 @@ Weights that are pickles are never downloaded or opened, and code that comes wit
 is never run.
 """
 
-import errno
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,13 +20,13 @@ from typing import Literal
 from ince.errors import DiskFullError, ModelReferenceError, did_you_mean
 from ince.models.cache import file_digest, folder_digest
 from ince.models.gguf import convert_gguf, is_gguf
+from ince.models.hub import card_license, download, hub_error
 from ince.models.packaged import (
     PACKAGED_MODELS,
     PackagedModel,
     package_file,
     packaged_for_hub,
 )
-from ince.models.quiet import quiet_transformers
 
 __all__ = ["ResolvedModel", "resolve"]
 
@@ -36,9 +34,6 @@ ModelKind = Literal["packaged", "hub", "folder", "gguf"]
 Progress = Callable[[str, int, int], None]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "README.md")
-# Subfolders hold other formats, and "consolidated" the same weights under other names.
-_HUB_IGNORED = ("*/*", "consolidated*")
 _DIGESTED = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
@@ -173,7 +168,7 @@ def _local(text: str, path: Path, revision: str | None, progress: Progress | Non
         return ResolvedModel(text, str(absolute), "gguf", folder, source=absolute)
     if not (path / "config.json").is_file():
         raise _not_a_model(path)
-    return ResolvedModel(text, str(absolute), "folder", absolute, license=_card_license(path))
+    return ResolvedModel(text, str(absolute), "folder", absolute, license=card_license(path))
 
 
 def _not_a_model(path: Path) -> ModelReferenceError:
@@ -229,35 +224,16 @@ def _unknown(text: str, path: Path) -> ModelReferenceError:
 
 
 def _hub(text: str, hub_id: str, revision: str | None, progress: Progress | None) -> ResolvedModel:
-    from huggingface_hub import snapshot_download
-
-    if progress is not None:
-        progress("downloading", 0, 1)
     try:
-        # The hub's own bars show a download of minutes; they belong on a terminal only.
-        with quiet_transformers(bars=sys.stderr.isatty()):
-            folder = Path(
-                snapshot_download(
-                    hub_id,
-                    revision=revision,
-                    allow_patterns=list(_HUB_PATTERNS),
-                    ignore_patterns=list(_HUB_IGNORED),
-                )
-            )
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(
-                "no space left while downloading the model",
-                where=hub_id,
-                do="free some space, or set HF_HOME to a folder on another disk",
-            ) from error
+        folder = download(hub_id, revision, progress=progress)
+    except DiskFullError:
+        raise
+    except Exception as error:  # no network, no such repository, no permission, a damaged download
         stand_in = packaged_for_hub(hub_id)
         file = package_file(stand_in) if stand_in and revision is None else None
         if stand_in is not None and file is not None:
             return _packaged(text, stand_in, None, progress)
-        raise _hub_error(text, hub_id, revision, error) from error
-    if progress is not None:
-        progress("downloading", 1, 1)
+        raise hub_error(text, hub_id, revision, error) from error
     if not (folder / "config.json").is_file():
         raise _not_a_model(folder)
     return ResolvedModel(
@@ -265,67 +241,6 @@ def _hub(text: str, hub_id: str, revision: str | None, progress: Progress | None
         name=hub_id,
         kind="hub",
         folder=folder,
-        license=_card_license(folder),
+        license=card_license(folder),
         revision=folder.name,
     )
-
-
-def _hub_error(
-    text: str, hub_id: str, revision: str | None, error: Exception
-) -> ModelReferenceError:
-    from huggingface_hub import errors
-
-    reason = " ".join(str(error).split()) or type(error).__name__
-    tried = f"tried the hub for {hub_id}"
-    if not isinstance(error, errors.LocalEntryNotFoundError):
-        known: tuple[tuple[type[Exception], str, str], ...] = (
-            (
-                errors.GatedRepoError,
-                f"{hub_id} may be used only by those who accepted its terms",
-                "accept them on the model's page, then run `hf auth login`",
-            ),
-            (
-                errors.RevisionNotFoundError,
-                f"{hub_id} has no revision {revision!r}",
-                "use a branch, tag or commit of the repository",
-            ),
-            (
-                errors.RepositoryNotFoundError,
-                f"the hub has no model {hub_id!r}, or not for you",
-                "check owner and name; for a private model run `hf auth login`",
-            ),
-        )
-        for kind, what, do in known:
-            if isinstance(error, kind):
-                return ModelReferenceError(what, where=tried, got=text, do=do)
-    packaged = PACKAGED_MODELS.get(text) or packaged_for_hub(hub_id)
-    if packaged is not None:
-        return ModelReferenceError(
-            f"{text} is not installed, and the hub cannot be reached",
-            where=f"tried the package {packaged.package}, then the hub for {hub_id}",
-            got=reason,
-            do=packaged.install_command,
-        )
-    names = ", ".join(PACKAGED_MODELS)
-    path = Path(text)
-    nearby = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    suggestion = did_you_mean(path.name, nearby)
-    return ModelReferenceError(
-        f"the model {hub_id!r} is neither a folder here nor on the hub as far as it can be reached",
-        where=f"tried the folder {text}, then the hub and its local cache",
-        got=reason,
-        expected="a folder, a GGUF file, or a hub id while there is a network",
-        do=(suggestion + ", or " if suggestion else "")
-        + f"use a local folder or a packaged model ({names}), which need no network",
-    )
-
-
-def _card_license(folder: Path) -> str | None:
-    """The license in the front matter of the model's README, or None."""
-    try:
-        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-    found = re.search(r"^license:\s*(\S+)\s*$", matter[1], re.MULTILINE) if matter else None
-    return found[1].strip("\"'") if found else None

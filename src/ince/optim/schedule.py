@@ -22,7 +22,7 @@ def learning_rate(
     """
     num_warmup = math.ceil(warmup_ratio * num_steps)
     if step < num_warmup:
-        return peak * (step + 1) / num_warmup
+        return peak * ((step + 1) / num_warmup)
     if schedule == "constant":
         return peak
     progress = (step - num_warmup) / max(1, num_steps - num_warmup)

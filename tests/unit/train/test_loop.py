@@ -74,7 +74,9 @@ def test_it_learns_and_says_what_it_did(tmp_path, tiny_llama):
     _, result = run(tmp_path, tiny_llama, watcher, epochs=6)
     lines = log(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, result.steps + 1))
-    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
+    losses = [line["loss"] for line in lines]
+    in_pass = len(losses) // 6
+    assert sum(losses[-in_pass:]) < sum(losses[:in_pass]) - 0.05 * in_pass
     assert result.final_loss == lines[-1]["loss"]
     assert result.epochs == pytest.approx(6)
     assert lines[-1]["target_tokens"] == result.num_targets
