@@ -19,6 +19,7 @@ from ince.evaluate import (
     heldout_loss,
 )
 from ince.evaluate.comparison import compare
+from ince.heap import give_back
 from ince.infer import generate
 
 if TYPE_CHECKING:
@@ -39,9 +40,6 @@ __all__ = [
     "questions_of",
     "samples",
 ]
-
-# One window's logits over a vocabulary of 50,000 take 100 MB.
-_WINDOW_TOKENS = 1024
 
 Progress = Callable[[str, int, int], None]
 Scorer = Callable[[Sequence["Question"], Sequence[str]], list[float]]
@@ -100,7 +98,9 @@ def questions_of(conversations: Sequence[Conversation], *, task: str = "answers"
 
 def _both(model: "PeftModel") -> Iterator[tuple[str, AbstractContextManager[None]]]:
     yield "base", model.disable_adapter()
+    give_back()
     yield "tuned", nullcontext()
+    give_back()
 
 
 def answer_both(
@@ -215,15 +215,13 @@ def compare_text(
 ) -> dict[str, object]:
     """What reading some texts costs both models: what was forgotten."""
     found: dict[str, TextLoss] = {}
-    context = getattr(model.get_base_model().config, "max_position_embeddings", None)
     for who, adapter in _both(model):
         with adapter:
             found[who] = bits_per_byte(
                 model.get_base_model(),  # pyright: ignore[reportArgumentType]
                 tokenizer,
                 texts,
-                window=min(_WINDOW_TOKENS, context or _WINDOW_TOKENS),
-                batch_size=1,
+                batch_size=1,  # a window's logits over a vocabulary of 50,000 take 100 MB
                 progress=lambda done, total, who=who: progress(f"{who} English", done, total),
             )
     return compare(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ince.heap import give_back
 from ince.publish import (
     EXACT_LIMIT,
     ROUNDED_LIMIT,
@@ -38,6 +39,7 @@ def prove_merge(session: "Session") -> None:
     """
     split = session.eval_split or session.train_split
     probes = [torch.tensor([example.input_ids]) for example in split.examples[:_NUM_EXAMPLES]]
+    give_back()
     adapter = float32_copy(session.model)
     for name, dtype, limit in (
         (EXACT_PROOF, torch.float32, EXACT_LIMIT),
@@ -46,6 +48,7 @@ def prove_merge(session: "Session") -> None:
         merged = session.model.merge_and_unload(dtype).float()
         parity = compare_logits(adapter, merged, probes)
         del merged  # one merged model in memory at a time
+        give_back()
         session.record.add_proof(
             name,
             value=parity.max_abs_logit_diff,

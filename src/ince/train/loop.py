@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ince.data.example import Example
 from ince.errors import CorruptFileError, InterruptedRunError, TrainingError
+from ince.heap import give_back
 from ince.optim import build_optimizer, learning_rate, load_optimizer_state, optimizer_state
 from ince.record import peak_memory_bytes
 from ince.train.checkpoint import TrainState, latest_checkpoint, remove_old, save_checkpoint
@@ -24,6 +25,8 @@ from ince.train.step import StepResult, train_step
 from ince.train.steps import StepPlan
 
 __all__ = ["Observer", "TrainResult", "train"]
+
+_STEPS_BETWEEN_GIVING_BACK = 8
 
 
 class Observer(Protocol):
@@ -186,6 +189,8 @@ def train(
             )
             model.eval()
             seconds = time.monotonic() - started
+            if state.step % _STEPS_BETWEEN_GIVING_BACK == 0:
+                give_back()
             state.step += 1
             state.num_tokens += result.num_tokens
             state.num_targets += result.num_targets
