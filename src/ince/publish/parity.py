@@ -105,7 +105,8 @@ def compare_logits(
         max_abs_logit_diff=largest,
         mean_abs_logit_diff=total / num_logits,
         argmax_agreement=num_equal / num_positions,
-        kl_mean=kl / num_positions,
+        # Never negative but by rounding; a NaN stays one.
+        kl_mean=0.0 if kl < 0 else kl / num_positions,
         num_positions=num_positions,
     )
 
