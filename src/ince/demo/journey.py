@@ -17,6 +17,7 @@ from ince.data import Message
 from ince.data.turkish import build_instructions, fold, read_treebanks
 from ince.data.turkish.diacritics import PROMPT
 from ince.demo.english import heldout_texts, rehearsal_rows
+from ince.errors import OutputError
 from ince.evaluate import restored_word_accuracy
 from ince.recipe import Recipe, parse_recipe
 from ince.recipe.measure import (
@@ -173,6 +174,18 @@ def _summary(record: RunRecord, run: Path) -> dict[str, Any]:
     }
 
 
+def _refuse_foreign_data(output: Path) -> None:
+    """The demo writes its data before it has a run: never over those of somebody else."""
+    data = output / "data"
+    if data.is_dir() and any(data.iterdir()) and not (data / "card.json").is_file():
+        raise OutputError(
+            "the output folder holds data that the demo did not build",
+            where=data,
+            got=", ".join(sorted(path.name for path in data.iterdir())[:5]),
+            do="choose another output folder",
+        )
+
+
 def run_demo(
     *, output: Path, quick: bool = False, console: Console | None = None
 ) -> dict[str, Any]:
@@ -194,6 +207,7 @@ def run_demo(
     console = Console(stderr=True) if console is None else console
     size = _QUICK if quick else _FULL
     started = time.monotonic()
+    _refuse_foreign_data(output)
     instructions = build_instructions(
         read_treebanks(),
         output / "data",

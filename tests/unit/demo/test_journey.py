@@ -1,8 +1,10 @@
 import pytest
 
 from ince.data.turkish import build_instructions, read_treebanks
+from ince.demo import run_demo
 from ince.demo.english import heldout_texts, rehearsal_rows
 from ince.demo.journey import _questions, _task_metrics, demo_recipe
+from ince.errors import OutputError
 from ince.recipe.measure import Answers
 
 
@@ -43,3 +45,12 @@ def test_what_is_rehearsed_is_not_what_is_measured():
     assert all(200 < len(text) <= 1600 for text in measured)
     joined = "\n".join(measured)
     assert not any(text in joined for text in rehearsed)
+
+
+def test_data_of_somebody_else_are_not_written_over(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("years of work", encoding="utf-8")
+    with pytest.raises(OutputError, match=r"train\.jsonl"):
+        run_demo(output=tmp_path, quick=True)
+    assert (tmp_path / "data" / "train.jsonl").read_text("utf-8") == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
