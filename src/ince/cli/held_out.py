@@ -22,7 +22,6 @@ Report = Callable[[str, int, int], None]
 """Called with (stage, done, total)."""
 
 _ROWS_AT_ONCE = 4
-_WINDOW_TOKENS = 1024
 _GROUP = "held-out rows"
 
 
@@ -79,10 +78,9 @@ def read_held_out(
         DataError: no usable rows, or no text.
         TemplateError: the model cannot render the rows.
     """
-    from ince.data import Conversation, collate, epoch_order, load_split, pack_rows, read_source
-    from ince.data.dataset import convert_source
+    from ince.data import collate, epoch_order, load_split, pack_rows
     from ince.evaluate import read_passages
-    from ince.recipe.measure import questions_of
+    from ince.recipe.measure import read_questions
 
     split = load_split(config.train, config, tokenizer)
     examples = split.examples
@@ -92,17 +90,7 @@ def read_held_out(
         collate(rows[start : start + _ROWS_AT_ONCE], pad_id if isinstance(pad_id, int) else 0)
         for start in range(0, len(rows), _ROWS_AT_ONCE)
     )
-    questions: list[Question] = []
-    if num_rows:
-        converted = convert_source(read_source(config.train), config.format)
-        questions = questions_of(
-            [
-                item.with_system(config.system)
-                for _, item in converted.items
-                if isinstance(item, Conversation)
-            ],
-            task=_GROUP,
-        )
+    questions = read_questions(config.train, config, task=_GROUP) if num_rows else []
     # Spread over the file, and the same ones every time.
     chosen = sorted(epoch_order(len(questions), seed=0, epoch=0)[:num_rows])
     return HeldOut(
@@ -149,12 +137,10 @@ def measure(
     )
     text = None
     if held_out.passages:
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         text = bits_per_byte(
             model,
             tokenizer,
             held_out.passages,
-            window=min(_WINDOW_TOKENS, context or _WINDOW_TOKENS),
             progress=lambda done, total: report(f"{name}: English", done, total),
         )
     return Side(loss, tuple(answer.text.strip() for answer in answers), text)

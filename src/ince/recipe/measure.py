@@ -7,9 +7,11 @@ serves both, and the comparison is of nothing but the adapter.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ince.data import Batch, Conversation, Message
+from ince.data import Batch, Conversation, DataConfig, Message, read_source
+from ince.data.dataset import convert_source
 from ince.evaluate import (
     LossResult,
     TextLoss,
@@ -38,6 +40,7 @@ __all__ = [
     "compare_text",
     "exact_match_scores",
     "questions_of",
+    "read_questions",
     "samples",
 ]
 
@@ -94,6 +97,23 @@ def questions_of(conversations: Sequence[Conversation], *, task: str = "answers"
         if last.role == "assistant" and turns and turns[-1].role == "user":
             questions.append(Question(tuple(turns), last.content, task, turns[-1].content))
     return questions
+
+
+def read_questions(
+    path: str | Path, config: DataConfig, *, task: str = "answers"
+) -> list[Question]:
+    """The conversations of a data file as questions, read as `config` says; none in plain text.
+
+    Raises:
+        DataError: the file cannot be read, or its rows have no form that is known.
+    """
+    converted = convert_source(read_source(path), config.format)
+    conversations = [
+        item.with_system(config.system)
+        for _, item in converted.items
+        if isinstance(item, Conversation)
+    ]
+    return questions_of(conversations, task=task)
 
 
 def _both(model: "PeftModel") -> Iterator[tuple[str, AbstractContextManager[None]]]:

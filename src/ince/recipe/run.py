@@ -6,8 +6,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ince.data import Conversation, read_source
-from ince.data.dataset import convert_source
 from ince.errors import InceError, InterruptedRunError
 from ince.evaluate import read_passages
 from ince.evaluate.comparison import evaluation
@@ -20,7 +18,7 @@ from ince.recipe.measure import (
     compare_loss,
     compare_text,
     exact_match_scores,
-    questions_of,
+    read_questions,
     samples,
 )
 from ince.recipe.parity import prove_merge
@@ -87,13 +85,7 @@ class recorded:  # noqa: N801  a context manager, used as a verb
 def _questions(recipe: Recipe) -> list[Question]:
     if recipe.data.eval is None or recipe.evaluate.num_samples == 0:
         return []
-    converted = convert_source(read_source(recipe.data.eval), recipe.data.format)
-    conversations = [
-        item.with_system(recipe.data.system)
-        for _, item in converted.items
-        if isinstance(item, Conversation)
-    ]
-    return questions_of(conversations)[: recipe.evaluate.num_samples]
+    return read_questions(recipe.data.eval, recipe.data)[: recipe.evaluate.num_samples]
 
 
 def _measure(session: Session, questions: Sequence[Question]) -> None:
