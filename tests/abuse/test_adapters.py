@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ince.errors import AdapterError, ConfigError, CorruptFileError, InceError, InputError
 from ince.formats.adapter import read_adapter, write_adapter
-from ince.lora import LoraConfig, LoraLinear, PeftModel, get_peft_model
+from ince.lora import LoraConfig, LoraLayer, PeftModel, get_peft_model
 
 IDS = torch.tensor([[1, 5, 9]])
 WEIGHTS = "adapter_model.safetensors"
@@ -43,7 +43,7 @@ def refused(folder, kind, match, model=None):
         PeftModel.from_pretrained(model, folder)
     text = str(caught.value)
     assert match in text
-    assert not any(isinstance(module, LoraLinear) for module in model.modules())
+    assert not any(isinstance(module, LoraLayer) for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert torch.equal(model(IDS).logits, before)
     return text

@@ -5,14 +5,13 @@ back to 4: quantizing again rounds a small update away.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from ince.lora.layer import LoraLinear, outer_modules
+from ince.lora.layers.adapted import Adapted, MergedTensor, outer_modules
 from ince.quant import Linear4bit
 
 __all__ = [
@@ -24,16 +23,6 @@ __all__ = [
 ]
 
 _Model = TypeVar("_Model", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class MergedTensor:
-    """A tensor of the plain model that is computed when asked for."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    compute: Callable[[], Tensor]
 
 
 def merged_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[MergedTensor]:
@@ -48,8 +37,11 @@ def merged_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[MergedTenso
     seen: set[int] = set()
     for name, module in outer_modules(_unwrapped(model)):
         prefix = f"{name}." if name else ""
-        if isinstance(module, LoraLinear | Linear4bit):
-            yield from _linear_tensors(prefix, module, dtype)
+        if isinstance(module, Adapted):
+            yield from module.merged_tensors(prefix, dtype)
+            continue
+        if isinstance(module, Linear4bit):
+            yield from _dequantized(prefix, module, dtype)
             continue
         for leaf, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in seen:
@@ -81,9 +73,11 @@ def merged_model(model: _Model, dtype: torch.dtype) -> _Model:
     """
     # What the copy meets at these addresses it takes as copied already.
     memo: dict[int, object] = {
-        id(module): _merged_linear(module, dtype)
+        id(module): module.merged_module(dtype)
+        if isinstance(module, Adapted)
+        else _plain_linear(module, dtype)
         for _, module in outer_modules(model)
-        if isinstance(module, LoraLinear | Linear4bit)
+        if isinstance(module, Adapted | Linear4bit)
     }
     merged = copy.deepcopy(model, memo)
     for parameter in merged.parameters():
@@ -113,45 +107,32 @@ def _adapts_tied_weight(model: nn.Module) -> bool:
     elsewhere = {
         id(parameter)
         for _, module in outer_modules(model)
-        if not isinstance(module, LoraLinear)
+        if not isinstance(module, Adapted)
         for parameter in module.parameters(recurse=False)
     }
     return any(
         id(parameter) in elsewhere
         for _, module in outer_modules(model)
-        if isinstance(module, LoraLinear)
+        if isinstance(module, Adapted)
         for parameter in module.base_layer.parameters(recurse=False)
     )
 
 
-def _merged_weight(layer: LoraLinear | Linear4bit, dtype: torch.dtype) -> Tensor:
-    if isinstance(layer, LoraLinear):
-        return layer.merged_weight(dtype)
-    return layer.dequantize(dtype)
-
-
-def _bias(layer: LoraLinear | Linear4bit) -> Tensor | None:
-    return layer.base_layer.bias if isinstance(layer, LoraLinear) else layer.bias
-
-
-def _merged_linear(layer: LoraLinear | Linear4bit, dtype: torch.dtype) -> nn.Linear:
-    weight, bias = _merged_weight(layer, dtype), _bias(layer)
+def _plain_linear(layer: Linear4bit, dtype: torch.dtype) -> nn.Linear:
+    bias = layer.bias
     linear = nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.weight = nn.Parameter(layer.dequantize(dtype), requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach().to(dtype, copy=True), requires_grad=False)
     linear.train(layer.training)
     return linear
 
 
-def _linear_tensors(
-    prefix: str, layer: LoraLinear | Linear4bit, dtype: torch.dtype
-) -> Iterator[MergedTensor]:
-    shape = (layer.out_features, layer.in_features)
-    yield MergedTensor(f"{prefix}weight", shape, dtype, lambda: _merged_weight(layer, dtype))
-    bias = _bias(layer)
-    if bias is not None:
-        yield _as_is(f"{prefix}bias", bias, dtype)
+def _dequantized(prefix: str, layer: Linear4bit, dtype: torch.dtype) -> Iterator[MergedTensor]:
+    shape = layer.weight_shape
+    yield MergedTensor(f"{prefix}weight", shape, dtype, lambda: layer.dequantize(dtype))
+    if layer.bias is not None:
+        yield _as_is(f"{prefix}bias", layer.bias, dtype)
 
 
 def _as_is(name: str, tensor: Tensor, dtype: torch.dtype) -> MergedTensor:

@@ -16,14 +16,15 @@ from torch import nn
 from ince.errors import AdapterError, did_you_mean
 from ince.formats.adapter import read_adapter, write_adapter
 from ince.lora.config import LoraConfig
-from ince.lora.inject import (
+from ince.lora.layers.adapted import adapted_modules
+from ince.lora.merge import merged_model
+from ince.lora.placement.inject import (
     adapter_tensors,
     check_adapter_name,
     inject,
     inject_tensors,
-    lora_layers,
+    state_of,
 )
-from ince.lora.merge import merged_model
 from ince.quant import Linear4bit, num_weights
 
 __all__ = ["LoraModel", "PeftModel", "get_peft_model"]
@@ -130,24 +131,22 @@ class PeftModel(nn.Module):
         self._check_known(adapter_name)
         self.active_adapter = adapter_name
         trainable = not self.peft_config[adapter_name].inference_mode
-        for _, layer in lora_layers(self.get_base_model()):
-            layer.active_adapter = adapter_name
-            for name in layer.scaling:
-                for factor in layer.factors(name):
-                    factor.requires_grad_(trainable and name == adapter_name)
+        state_of(self.get_base_model()).active = (adapter_name,)
+        for _, adapted in adapted_modules(self.get_base_model()):
+            for name in adapted.adapter_names():
+                for tensor in adapted.tensors(name).values():
+                    tensor.requires_grad_(trainable and name == adapter_name)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Inside, the model is its base. Restored when an exception passes, too."""
-        layers = [layer for _, layer in lora_layers(self.get_base_model())]
-        before = [layer.disable_adapters for layer in layers]
+        state = state_of(self.get_base_model())
+        before = state.disabled
         try:
-            for layer in layers:
-                layer.disable_adapters = True
+            state.disabled = True
             yield
         finally:
-            for layer, disabled in zip(layers, before, strict=True):
-                layer.disable_adapters = disabled
+            state.disabled = before
 
     def save_pretrained(
         self, save_directory: str | Path, selected_adapters: Sequence[str] | None = None
@@ -237,7 +236,7 @@ def _read_into(model: nn.Module, path: Path, adapter_name: str, is_trainable: bo
 
 
 def _check_not_adapted(model: nn.Module) -> None:
-    if isinstance(model, PeftModel) or any(True for _ in lora_layers(model)):
+    if isinstance(model, PeftModel) or any(True for _ in adapted_modules(model)):
         raise AdapterError(
             "the model is adapted already",
             got=type(model).__name__,
@@ -258,7 +257,10 @@ def _base_dtype(model: nn.Module) -> torch.dtype:
         if isinstance(module, Linear4bit):
             return module.compute_dtype
     adapters = {
-        id(p) for _, layer in lora_layers(model) for n in layer.scaling for p in layer.factors(n)
+        id(tensor)
+        for _, adapted in adapted_modules(model)
+        for name in adapted.adapter_names()
+        for tensor in adapted.tensors(name).values()
     }
     dtypes: list[torch.dtype] = [
         p.dtype for p in model.parameters() if id(p) not in adapters and p.is_floating_point()

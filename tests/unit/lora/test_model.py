@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ince.errors import AdapterError, ConfigError
 from ince.lora import (
     LoraConfig,
-    LoraLinear,
+    LoraLayer,
     PeftModel,
     adapter_tensors,
     get_peft_model,
@@ -142,7 +142,7 @@ def test_unusable_names(name):
     base = llama()
     with pytest.raises(AdapterError, match="not a usable adapter name"):
         get_peft_model(base, config(), name)
-    assert not any(isinstance(m, LoraLinear) for m in base.modules())
+    assert not any(isinstance(m, LoraLayer) for m in base.modules())
 
 
 def test_a_second_adaptation_is_refused():
@@ -159,7 +159,7 @@ def test_a_config_that_does_not_fit_leaves_the_model_as_it_was():
     with pytest.raises(ConfigError):
         get_peft_model(base, config(target_modules=["q_proj", "nope"]))
     assert all(p.requires_grad for p in base.parameters())
-    assert not any(isinstance(m, LoraLinear) for m in base.modules())
+    assert not any(isinstance(m, LoraLayer) for m in base.modules())
 
 
 def test_the_head_can_be_adapted_and_merges_untied():
@@ -180,7 +180,7 @@ def test_merging_gives_a_new_model_and_leaves_the_old():
     merged = model.merge_and_unload()
     torch.testing.assert_close(logits(merged), adapted)
     assert type(merged) is LlamaForCausalLM
-    assert not any(isinstance(m, LoraLinear) for m in merged.modules())
+    assert not any(isinstance(m, LoraLayer) for m in merged.modules())
     assert merged.state_dict().keys() == llama(attention_bias=True).state_dict().keys()
     for parameter in merged.parameters():
         parameter.zero_()
@@ -229,7 +229,7 @@ def test_inject_works_without_a_shell():
         "up_proj",
         "v_proj",
     )
-    assert isinstance(base.model.layers[0].self_attn.q_proj, LoraLinear)
+    assert isinstance(base.model.layers[0].self_attn.q_proj, LoraLayer)
 
 
 def test_gradients_reach_the_adapter_through_gradient_checkpointing():
@@ -251,6 +251,6 @@ def test_a_layer_that_is_used_twice_stays_one():
     layers = base.model.layers
     layers[1].self_attn.q_proj = layers[0].self_attn.q_proj
     model = get_peft_model(base, config(target_modules=["q_proj"]))
-    assert isinstance(layers[0].self_attn.q_proj, LoraLinear)
+    assert isinstance(layers[0].self_attn.q_proj, LoraLayer)
     assert layers[1].self_attn.q_proj is layers[0].self_attn.q_proj
     torch.testing.assert_close(logits(model.merge_and_unload()), logits(model))

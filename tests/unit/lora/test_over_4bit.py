@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ince.lora import LoraConfig, LoraLinear, PeftModel, get_peft_model, merged_state_dict
+from ince.lora import LoraConfig, LoraLayer, PeftModel, get_peft_model, merged_state_dict
+from ince.lora.layers.spec import AdapterSpec
+from ince.lora.placement.start import start_adapter
 from ince.publish import assert_parity, compare_logits, merge_to_folder
 from ince.quant import Linear4bit, NF4Config, expanded, quantize_model
 
@@ -23,9 +25,11 @@ def pair(config=FLOAT32, dropout=0.0):
     layers = []
     for base in (packed, plain.to(packed.compute_dtype)):
         torch.manual_seed(1)
-        layers.append(
-            LoraLinear.from_base(base, r=4, alpha=8, scaling=2.0, dropout=dropout, init=False)
-        )
+        layer = LoraLayer(base)
+        layer.add_adapter("default", AdapterSpec(r=4, alpha=8, scaling=2.0, dropout=dropout))
+        start_adapter(layer, "default", LoraConfig(r=4, init_lora_weights=False))
+        layer.state.active = ("default",)
+        layers.append(layer)
     return layers
 
 
@@ -39,7 +43,7 @@ def test_equals_the_expanded_layer_to_the_bit(dtype, dropout):
         torch.manual_seed(3)
         y = layer(x)
         y.square().sum().backward()
-        results.append([y, x.grad, *(factor.grad for factor in layer.factors("default"))])
+        results.append([y, x.grad, *(factor.grad for factor in layer.factor_parameters("default"))])
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
 
@@ -51,7 +55,7 @@ def test_an_input_wider_than_the_compute_dtype_gives_its_own_dtype_back():
     assert y.dtype == torch.float32
     y.sum().backward()
     assert x.grad.dtype == torch.float32
-    assert all(factor.grad is not None for factor in layer.factors("default"))
+    assert all(factor.grad is not None for factor in layer.factor_parameters("default"))
 
 
 def test_no_expanded_weight_is_kept_for_the_backward_pass():
@@ -96,7 +100,7 @@ def test_saved_loaded_merged_and_expanded_agree(tmp_path):
     with expanded(model):
         assert compare_logits(model, again, [IDS]).max_abs_logit_diff == 0
     merged = model.merge_and_unload()
-    assert not any(isinstance(m, Linear4bit | LoraLinear) for m in merged.modules())
+    assert not any(isinstance(m, Linear4bit | LoraLayer) for m in merged.modules())
     assert_parity(compare_logits(model, merged, [IDS]), 1e-5)
     out = merge_to_folder(model, None, tmp_path / "m", torch.float32)
     loaded = LlamaForCausalLM.from_pretrained(out)
@@ -107,7 +111,7 @@ def test_saved_loaded_merged_and_expanded_agree(tmp_path):
 def test_merging_rounds_the_sum_once_and_not_the_base():
     model = get_peft_model(llama(NF4Config()), LORA)
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
-    a, b = layer.factors("default")
+    a, b = layer.factor_parameters("default")
     wanted = torch.addmm(layer.base_layer.dequantize(torch.float32), b, a, alpha=8 / 2 / 1)
     name = "model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(dict(merged_state_dict(model))[name], wanted.bfloat16())

@@ -5,17 +5,29 @@ import torch
 from torch import nn
 
 from ince.errors import AdapterError
-from ince.lora.layer import LoraLinear, outer_modules
+from ince.lora import LoraConfig
+from ince.lora.layers.adapted import outer_modules
+from ince.lora.layers.layer import LoraLayer
+from ince.lora.layers.spec import AdapterSpec
+from ince.lora.placement.start import start_adapter
+
+
+def adapted(base, *, r, alpha=4, scaling=2.0, dropout=0.0, init=False):
+    module = LoraLayer(base)
+    module.add_adapter("default", AdapterSpec(r, alpha, scaling, dropout))
+    start_adapter(module, "default", LoraConfig(r=r, init_lora_weights=init))
+    module.state.active = ("default",)
+    return module
 
 
 def layer(dtype=torch.float32, *, init=False, dropout=0.0, bias=True):
     torch.manual_seed(0)
     base = nn.Linear(6, 4, bias=bias, dtype=dtype).requires_grad_(False)
-    return LoraLinear.from_base(base, r=2, alpha=4, scaling=2.0, dropout=dropout, init=init)
+    return adapted(base, r=2, dropout=dropout, init=init)
 
 
 def by_hand(module, x):
-    a, b = module.factors("default")
+    a, b = module.factor_parameters("default")
     return module.base_layer(x) + 2.0 * (x @ a.t()) @ b.t()
 
 
@@ -35,16 +47,18 @@ def test_a_fresh_adapter_is_the_identity():
 def test_initializations_have_the_spread_they_promise():
     torch.manual_seed(0)
     base = nn.Linear(400, 8).requires_grad_(False)
-    uniform = LoraLinear.from_base(base, r=64, alpha=1, scaling=1.0).factors("default")[0]
+    uniform = adapted(base, r=64, init=True).factor_parameters("default")[0]
     assert uniform.abs().max() <= 1 / 20  # 1/sqrt(400)
     assert uniform.std().item() == pytest.approx((1 / 20) / 3**0.5, rel=0.02)
-    normal = LoraLinear.from_base(base, r=64, alpha=1, scaling=1.0, init="gaussian")
-    assert normal.factors("default")[0].std().item() == pytest.approx(1 / 64, rel=0.02)
-    assert not normal.factors("default")[1].any()
+    normal = adapted(base, r=64, init="gaussian")
+    assert normal.factor_parameters("default")[0].std().item() == pytest.approx(1 / 64, rel=0.02)
+    assert not normal.factor_parameters("default")[1].any()
 
 
 def test_the_same_seed_gives_the_same_adapter():
-    assert torch.equal(layer().factors("default")[0], layer().factors("default")[0])
+    assert torch.equal(
+        layer().factor_parameters("default")[0], layer().factor_parameters("default")[0]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -54,7 +68,7 @@ def test_dtype_in_is_dtype_out_and_factors_stay_float32(dtype):
     y = module(x)
     assert y.dtype == dtype
     y.sum().backward()
-    for factor in module.factors("default"):
+    for factor in module.factor_parameters("default"):
         assert factor.dtype == torch.float32
         assert factor.grad is not None
         assert factor.grad.dtype == torch.float32
@@ -105,20 +119,20 @@ def test_dropout_is_on_in_training_only_and_keeps_the_mean():
 
 def test_merged_weight_is_rounded_once_and_new():
     module = layer(torch.bfloat16)
-    a, b = module.factors("default")
+    a, b = module.factor_parameters("default")
     exact = module.base_layer.weight.float() + 2.0 * b @ a
     merged = module.merged_weight(torch.bfloat16)
     wide = module.merged_weight(torch.float32)
     torch.testing.assert_close(wide, exact.detach())
     assert torch.equal(merged, wide.bfloat16())
-    torch.testing.assert_close(module.delta_weight("default"), 2.0 * b @ a)
+    torch.testing.assert_close(module.get_delta_weight("default"), 2.0 * b @ a)
     merged.zero_()
     assert module.base_layer.weight.any()
 
 
 def test_merging_without_an_adapter_still_copies():
     module = layer(torch.float32)
-    module.active_adapter = None
+    module.state.active = ()
     merged = module.merged_weight(torch.float32)
     assert torch.equal(merged, module.base_layer.weight)
     assert merged.data_ptr() != module.base_layer.weight.data_ptr()
@@ -127,7 +141,7 @@ def test_merging_without_an_adapter_still_copies():
 def test_a_merge_that_overflows_is_refused():
     module = layer()
     with torch.no_grad():
-        module.factors("default")[1].fill_(1e38)
+        module.factor_parameters("default")[1].fill_(1e38)
     with pytest.raises(AdapterError, match="not finite"):
         module.merged_weight(torch.float16)
 
@@ -135,10 +149,10 @@ def test_a_merge_that_overflows_is_refused():
 def test_disabled_or_absent_adapters_leave_the_base():
     module, x = layer(), torch.randn(2, 6)
     base = module.base_layer(x)
-    module.disable_adapters = True
+    module.state.disabled = True
     assert torch.equal(module(x), base)
-    module.disable_adapters = False
-    module.active_adapter = "other"
+    module.state.disabled = False
+    module.state.active = ("other",)
     assert torch.equal(module(x), base)
 
 

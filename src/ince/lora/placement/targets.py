@@ -13,10 +13,12 @@ from torch import nn
 
 from ince.errors import ConfigError, Problem, did_you_mean
 from ince.lora.config import ALL_LINEAR, LoraConfig
-from ince.lora.layer import LoraLinear, outer_modules
-from ince.quant import Linear4bit
+from ince.lora.layers.adapted import outer_modules
+from ince.lora.layers.kinds import geometry_of, is_linear
+from ince.lora.layers.layer import LoraLayer
+from ince.lora.layers.spec import AdapterSpec
 
-__all__ = ["Target", "find_targets", "resolve"]
+__all__ = ["Target", "find_targets", "matches", "resolve", "value_of"]
 
 # What PEFT adapts in most decoders when nothing is said.
 _DEFAULT_NAMES = ("q_proj", "v_proj")
@@ -27,22 +29,11 @@ _Number = TypeVar("_Number", int, float)
 
 @dataclass(frozen=True)
 class Target:
-    """One layer to adapt: its dotted name, the layer, and its rank and alpha."""
+    """One layer to adapt: its dotted name, the layer, and what the adapter is in it."""
 
     name: str
-    layer: nn.Linear | Linear4bit | LoraLinear
-    r: int
-    alpha: float
-
-    @property
-    def shape_a(self) -> tuple[int, int]:
-        """(r, in)."""
-        return (self.r, self.layer.in_features)
-
-    @property
-    def shape_b(self) -> tuple[int, int]:
-        """(out, r)."""
-        return (self.layer.out_features, self.r)
+    layer: nn.Module
+    spec: AdapterSpec
 
 
 def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> list[Target]:
@@ -76,7 +67,7 @@ def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -
             "these modules cannot be adapted",
             where=type(model).__name__,
             problems=[_why_not(name, modules[name]) for name in refused[:_MAX_NAMES_SHOWN]],
-            expected="linear layers",
+            expected="linear, embedding or convolution layers",
             do=_offer(leaves),
         )
     if not wanted:
@@ -84,7 +75,6 @@ def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -
             "the LoRA config touches no module of the model",
             where=type(model).__name__,
             got=f"target_modules {config.target_modules!r}",
-            problems=_transposed(modules),
             do=_offer(leaves),
         )
     targets = [_target(name, modules[name], config) for name in wanted]
@@ -117,8 +107,12 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _is_adaptable(module: nn.Module) -> bool:
-    # Not subclasses of nn.Linear: those that exist store or use their weight differently.
-    return type(module) is nn.Linear or isinstance(module, Linear4bit | LoraLinear)
+    return isinstance(module, LoraLayer) or geometry_of(module) is not None
+
+
+def _means_linear(module: nn.Module) -> bool:
+    base = module.base_layer if isinstance(module, LoraLayer) else module
+    return is_linear(base) or isinstance(base, nn.Linear)
 
 
 def _leaf_names(names: Iterable[str]) -> list[str]:
@@ -132,7 +126,8 @@ def _offer(leaves: list[str]) -> str | None:
     return f"target some of {shown}; or {ALL_LINEAR!r}"
 
 
-def _matches(pattern: str | tuple[str, ...], name: str) -> bool:
+def matches(pattern: str | tuple[str, ...], name: str) -> bool:
+    """Whether a regular expression means the whole `name`, or one of the names its end."""
     if isinstance(pattern, str):
         return re.fullmatch(pattern, name) is not None
     return any(name == entry or name.endswith(f".{entry}") for entry in pattern)
@@ -165,16 +160,14 @@ def _wanted(model: nn.Module, modules: dict[str, nn.Module], config: LoraConfig)
     if names == ALL_LINEAR:
         head = _output_head(model)
         found = [
-            name
-            for name, module in modules.items()
-            if isinstance(module, nn.Linear | Linear4bit | LoraLinear) and module is not head
+            name for name, module in modules.items() if _means_linear(module) and module is not head
         ]
     else:
         layers = _layers(config)
         found = [
             name
             for name in modules
-            if _matches(names, name)
+            if matches(names, name)
             # As in PEFT, a module named in full is meant whatever its layer.
             and (
                 not layers or name in names or _layer_number(name, config.layers_pattern) in layers
@@ -182,7 +175,7 @@ def _wanted(model: nn.Module, modules: dict[str, nn.Module], config: LoraConfig)
         ]
     if exclude is None:
         return found
-    return [name for name in found if not _matches(exclude, name)]
+    return [name for name in found if not matches(exclude, name)]
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:
@@ -200,10 +193,10 @@ def _unmatched(
     )
     for key, names in fields:
         for entry in names if isinstance(names, tuple) else ():
-            if not any(_matches((entry,), name) for name in modules):
+            if not any(matches((entry,), name) for name in modules):
                 near = did_you_mean(entry.rpartition(".")[2], leaves)
                 yield Problem(key, f"{entry!r} matches no module", near)
-    if config.target_modules is None and not any(_matches(_DEFAULT_NAMES, n) for n in modules):
+    if config.target_modules is None and not any(matches(_DEFAULT_NAMES, n) for n in modules):
         yield Problem("target_modules", "the model has no q_proj or v_proj; name its layers")
     for layer in _layers(config):
         if all(_layer_number(name, config.layers_pattern) != layer for name in modules):
@@ -214,12 +207,12 @@ def _unmatched_patterns(config: LoraConfig, wanted: list[str]) -> Iterator[Probl
     patterns = (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern))
     for key, table in patterns:
         for pattern in table:
-            if not any(_value_of({pattern: 1}, name, 0) for name in wanted):
+            if not any(value_of({pattern: 1}, name, 0) for name in wanted):
                 near = did_you_mean(pattern.rpartition(".")[2], _leaf_names(wanted))
                 yield Problem(f"{key}.{pattern}", "matches none of the target modules", near)
 
 
-def _value_of(table: Mapping[str, _Number], name: str, default: _Number) -> _Number:
+def value_of(table: Mapping[str, _Number], name: str, default: _Number) -> _Number:
     """The value of the first pattern that `name` ends with."""
     for pattern, value in table.items():
         if re.match(rf"(.*\.)?({pattern})$", name):
@@ -228,23 +221,16 @@ def _value_of(table: Mapping[str, _Number], name: str, default: _Number) -> _Num
 
 
 def _target(name: str, layer: nn.Module, config: LoraConfig) -> Target:
-    assert isinstance(layer, nn.Linear | Linear4bit | LoraLinear)  # checked by the caller
-    r = _value_of(config.rank_pattern, name, config.r)
-    alpha = _value_of(config.alpha_pattern, name, config.lora_alpha)
-    return Target(name, layer, r, alpha)
+    r = value_of(config.rank_pattern, name, config.r)
+    alpha = value_of(config.alpha_pattern, name, config.lora_alpha)
+    spec = AdapterSpec(
+        r=r, alpha=alpha, scaling=config.scaling(r, alpha), dropout=config.lora_dropout
+    )
+    return Target(name, layer, spec)
 
 
 def _why_not(name: str, module: nn.Module) -> Problem:
     kind = type(module).__name__
-    if kind == "Conv1D":
-        return Problem(name, "is a Conv1D, whose weight is stored (in, out)")
     if isinstance(module, nn.Linear):
         return Problem(name, f"is a {kind}, not a plain linear layer", "put it in exclude_modules")
-    return Problem(name, f"is a {kind}, not a linear layer")
-
-
-def _transposed(modules: dict[str, nn.Module]) -> list[Problem]:
-    names = [name for name, module in modules.items() if type(module).__name__ == "Conv1D"]
-    if not names:
-        return []
-    return [Problem("", f"the model has {len(names)} Conv1D layers, which cannot be adapted")]
+    return Problem(name, f"is a {kind}, which LoRA does not adapt")

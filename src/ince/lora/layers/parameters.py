@@ -1,0 +1,100 @@
+"""Where an adapter's tensors lie in a layer: PEFT's module dictionaries, made when needed.
+
+The end of a tensor's name in a file says where it lies in the live module:
+
+    file                     module
+    lora_A.weight            lora_A.<adapter>.weight
+    lora_magnitude_vector    lora_magnitude_vector.<adapter>.weight
+    lora_embedding_A         lora_embedding_A.<adapter>
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = [
+    "get_parameter",
+    "get_start",
+    "put_dropout",
+    "put_parameter",
+    "put_start",
+    "remove_parameters",
+]
+
+# Groups whose tensors are the weight of a module of their own, which their file leaves out.
+_HELD = frozenset({"lora_magnitude_vector"})
+_START = "lora_start"
+
+
+def put_parameter(layer: nn.Module, adapter_name: str, suffix: str, tensor: Tensor) -> None:
+    """Register a tensor of an adapter as a parameter."""
+    group, leaf = _place(suffix)
+    parameter = nn.Parameter(tensor)
+    if leaf is None:
+        _table(layer, group, nn.ParameterDict)[adapter_name] = parameter
+    elif leaf == "weight":
+        _table(layer, group, nn.ModuleDict)[adapter_name] = _holder(parameter)
+    else:
+        setattr(_table(layer, group, nn.ModuleDict)[adapter_name], leaf, parameter)
+
+
+def get_parameter(layer: nn.Module, adapter_name: str, suffix: str) -> Tensor:
+    """A tensor that `put_parameter` registered."""
+    group, leaf = _place(suffix)
+    # Straight to the dictionaries: this is on the way of every forward.
+    table: Any = layer._modules[group]
+    if leaf is None:
+        return table._parameters[adapter_name]
+    return table._modules[adapter_name]._parameters[leaf]
+
+
+def put_dropout(layer: nn.Module, adapter_name: str, p: float) -> None:
+    """Register the module that PEFT's users look for; the products ask the spec."""
+    table = _table(layer, "lora_dropout", nn.ModuleDict)
+    table[adapter_name] = nn.Dropout(p) if p > 0 else nn.Identity()
+
+
+def put_start(layer: nn.Module, adapter_name: str, a0: Tensor, b0: Tensor) -> None:
+    """Keep frozen start factors, which move with the layer."""
+    holder = nn.Module()
+    holder.register_buffer("a0", a0.detach().float(), persistent=False)
+    holder.register_buffer("b0", b0.detach().float(), persistent=False)
+    _table(layer, _START, nn.ModuleDict)[adapter_name] = holder
+
+
+def get_start(layer: nn.Module, adapter_name: str) -> tuple[Tensor, Tensor] | None:
+    """What `put_start` kept, or None."""
+    table: Any = layer._modules.get(_START)
+    holder = None if table is None else table._modules.get(adapter_name)
+    return None if holder is None else (holder._buffers["a0"], holder._buffers["b0"])
+
+
+def remove_parameters(layer: nn.Module, adapter_name: str) -> None:
+    """Take all tensors of an adapter out."""
+    for table in layer._modules.values():
+        if isinstance(table, nn.ModuleDict | nn.ParameterDict) and adapter_name in table:
+            del table[adapter_name]
+
+
+def _table(layer: nn.Module, group: str, kind: type[nn.Module]) -> Any:
+    if group not in layer._modules:
+        layer.add_module(group, kind())
+    return layer._modules[group]
+
+
+def _place(suffix: str) -> tuple[str, str | None]:
+    group, dot, leaf = suffix.partition(".")
+    if dot:
+        return group, leaf
+    return group, "weight" if group in _HELD else None
+
+
+def _holder(parameter: nn.Parameter) -> nn.Module:
+    if parameter.ndim == 2:
+        # On "meta" first: nn.Linear's own initialization would draw random numbers for nothing.
+        num_out, num_in = parameter.shape
+        holder: nn.Module = nn.Linear(num_in, num_out, bias=False, device="meta")
+    else:
+        holder = nn.Module()
+    holder.weight = parameter
+    return holder

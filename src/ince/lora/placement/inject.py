@@ -1,0 +1,223 @@
+"""Put adapters into a model, and carry their tensors in and out by PEFT's names.
+
+Everything is checked before anything is changed: a config or a set of tensors that does not
+fit leaves the model as it was.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ince.errors import AdapterError
+from ince.lora.config import LoraConfig
+from ince.lora.layers.adapted import Adapted, adapted_modules
+from ince.lora.layers.layer import LoraLayer
+from ince.lora.layers.state import AdapterState
+from ince.lora.placement.places import LayerPlace, Place
+from ince.lora.placement.targets import find_targets, resolve
+from ince.lora.placement.tensors import check_tensors
+from ince.lora.placement.start import start_adapter
+
+__all__ = [
+    "adapter_names",
+    "adapter_tensors",
+    "check_adapter_name",
+    "delete_adapter",
+    "find_places",
+    "inject",
+    "inject_tensors",
+    "load_adapter_tensors",
+    "lora_layers",
+    "state_of",
+]
+
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def inject(model: nn.Module, config: LoraConfig, adapter_name: str = "default") -> LoraConfig:
+    """Freeze `model` and add a new adapter to the modules that `config` means, in place.
+
+    Random numbers are drawn from torch's global generator, in the model's order.
+
+    Returns:
+        The config as resolved: `target_modules` as the list of names that were meant.
+
+    Raises:
+        ConfigError: the config does not fit the model.
+        AdapterError: there is an adapter of this name already, or the name cannot be used.
+    """
+    places, resolved = find_places(model, config)
+    added = _inject(model, adapter_name, places)
+    try:
+        for adapted in added:
+            if isinstance(adapted, LoraLayer):
+                start_adapter(adapted, adapter_name, config)
+    except BaseException:
+        delete_adapter(model, adapter_name)
+        raise
+    return resolved
+
+
+def inject_tensors(
+    model: nn.Module,
+    config: LoraConfig,
+    tensors: Mapping[str, Tensor],
+    adapter_name: str = "default",
+    *,
+    where: object = None,
+) -> LoraConfig:
+    """Add an adapter that exists: `inject`, with its weights from `tensors`.
+
+    Args:
+        model: the base, with or without other adapters.
+        config: of the adapter, as in its file.
+        tensors: by PEFT's names, every one of which must be used.
+        adapter_name: its name in the model, which is not in the tensors' names.
+        where: the file, for messages.
+
+    Raises:
+        ConfigError, AdapterError: as `inject`; or tensors are missing, left over or of
+            another shape. The model is as it was.
+    """
+    places, resolved = find_places(model, config, strict=False)
+    check_tensors(_shapes(places), tensors, where)
+    # Every weight is about to be replaced: no random numbers are needed.
+    _inject(model, adapter_name, places)
+    _copy_tensors(adapter_tensors(model, adapter_name), tensors)
+    return resolved
+
+
+def load_adapter_tensors(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    adapter_name: str = "default",
+    *,
+    where: object = None,
+) -> None:
+    """Overwrite the weights of an adapter that is in the model, as when a run continues.
+
+    Raises:
+        AdapterError: no such adapter, or the tensors do not fit; nothing was changed.
+    """
+    live = adapter_tensors(model, adapter_name)
+    if not live:
+        raise AdapterError(
+            f"the model has no adapter {adapter_name!r}", got=", ".join(adapter_names(model))
+        )
+    check_tensors({name: tuple(tensor.shape) for name, tensor in live.items()}, tensors, where)
+    _copy_tensors(live, tensors)
+
+
+def adapter_tensors(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
+    """An adapter's weights by PEFT's names, detached, not copied."""
+    return {
+        name: tensor.detach()
+        for module_name, adapted in adapted_modules(model)
+        for name, tensor in adapted.keyed_tensors(module_name, adapter_name).items()
+    }
+
+
+def adapter_names(model: nn.Module) -> list[str]:
+    """The adapters in a plain model, in the order in which they came."""
+    return list(
+        dict.fromkeys(
+            name for _, adapted in adapted_modules(model) for name in adapted.adapter_names()
+        )
+    )
+
+
+def lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
+    """The layers of a plain model that have A and B, by dotted name."""
+    return [(name, m) for name, m in adapted_modules(model) if isinstance(m, LoraLayer)]
+
+
+def state_of(model: nn.Module) -> AdapterState:
+    """The state that the model's adapted modules share; a new one when there are none."""
+    for _, adapted in adapted_modules(model):
+        return adapted.state
+    return AdapterState()
+
+
+def delete_adapter(model: nn.Module, adapter_name: str) -> None:
+    """Take an adapter out; modules without any adapter left are the base's again."""
+    addresses = _addresses(model)
+    for _, adapted in list(adapted_modules(model)):
+        adapted.delete_adapter(adapter_name)
+        if not adapted.adapter_names():
+            for address in addresses[id(adapted)]:
+                model.set_submodule(address, adapted.base_layer)
+
+
+def find_places(
+    model: nn.Module, config: LoraConfig, *, strict: bool = True
+) -> tuple[list[Place], LoraConfig]:
+    """Where `config` puts an adapter, in the model's order, and the config resolved.
+
+    Raises:
+        ConfigError: the config does not fit the model.
+    """
+    targets = find_targets(model, config, strict=strict)
+    places: list[Place] = [LayerPlace(target) for target in targets]
+    return places, resolve(model, config, targets)
+
+
+def check_adapter_name(adapter_name: str) -> None:
+    """Refuse names that cannot be a folder and a module key.
+
+    Raises:
+        AdapterError: empty, with other characters than letters, digits, ``_`` and ``-``, or
+            the name of a method of torch's module dictionary.
+    """
+    if (
+        not isinstance(adapter_name, str)
+        or _ADAPTER_NAME.fullmatch(adapter_name) is None
+        or hasattr(nn.ModuleDict, adapter_name)
+    ):
+        raise AdapterError(
+            "not a usable adapter name",
+            got=adapter_name,
+            expected="letters, digits, _ and -, beginning with a letter or digit",
+        )
+
+
+def _inject(model: nn.Module, adapter_name: str, places: Sequence[Place]) -> list[Adapted]:
+    check_adapter_name(adapter_name)
+    if adapter_name in adapter_names(model):
+        raise AdapterError(
+            f"the model has an adapter {adapter_name!r} already",
+            do="give this one another name, or delete that one",
+        )
+    state = state_of(model)
+    if not state.active:
+        model.requires_grad_(False)
+        state.active = (adapter_name,)
+    addresses = _addresses(model)
+    added: list[Adapted] = []
+    for place in places:
+        adapted = place.wrap(state)
+        if adapted is not place.module:
+            for address in addresses[id(place.module)]:
+                model.set_submodule(address, adapted, strict=True)
+        place.add(adapted, adapter_name)
+        added.append(adapted)
+    return added
+
+
+def _addresses(model: nn.Module) -> dict[int, list[str]]:
+    """Every name of each module: one that is used twice must stay one."""
+    addresses: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        addresses.setdefault(id(module), []).append(name)
+    return addresses
+
+
+def _shapes(places: Sequence[Place]) -> dict[str, tuple[int, ...]]:
+    return {name: shape for place in places for name, shape in place.shapes().items()}
+
+
+@torch.no_grad()
+def _copy_tensors(live: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in live.items():
+        tensor.copy_(tensors[name])

@@ -1,0 +1,40 @@
+"""LoRA itself, arXiv:2106.09685, and rsLoRA, which is another scale: ΔW = s · B A."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ince.lora.factors import Factors
+from ince.lora.layers.geometry import Geometry
+from ince.lora.layers.spec import AdapterSpec
+
+if TYPE_CHECKING:
+    from ince.lora.layers.layer import LoraLayer
+
+__all__ = ["Plain"]
+
+
+class Plain:
+    """A and B, and with ``lora_bias`` a bias of B."""
+
+    def shapes(self, geometry: Geometry, spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
+        """A, B, and B's bias."""
+        shapes = geometry.factor_shapes(spec.r)
+        if spec.bias:
+            shapes["lora_B.bias"] = (geometry.out_features,)
+        return shapes
+
+    def factors(self, layer: "LoraLayer", adapter_name: str) -> Factors:
+        """s · B A; with a start that is taken off again, s · (B A - B₀ A₀)."""
+        spec = layer.specs[adapter_name]
+        a, b = layer.factor_parameters(adapter_name)
+        a_RD, b_OR = a.flatten(1), b.flatten(1)
+        start = layer.start_of(adapter_name)
+        if start is not None:
+            a_RD = torch.cat([a_RD, start[0].flatten(1)])
+            b_OR = torch.cat([b_OR, -start[1].flatten(1)], dim=1)
+        bias = layer.parameter(adapter_name, "lora_B.bias") if spec.bias else None
+        return Factors(a_RD, b_OR, spec.scaling, bias)
+
+    def finish(self, layer: "LoraLayer", adapter_name: str) -> None:
+        """Nothing."""

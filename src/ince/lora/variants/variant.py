@@ -1,0 +1,28 @@
+"""What a variant of LoRA is: a small Protocol."""
+
+from typing import TYPE_CHECKING, Protocol
+
+from ince.lora.factors import Factors
+from ince.lora.layers.geometry import Geometry
+from ince.lora.layers.spec import AdapterSpec
+
+if TYPE_CHECKING:
+    from ince.lora.layers.layer import LoraLayer
+
+__all__ = ["Variant"]
+
+
+class Variant(Protocol):
+    """Which tensors an adapter has in a layer, and what they come to."""
+
+    def shapes(self, geometry: Geometry, spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors of one layer, by the end of their names in the file."""
+        ...
+
+    def factors(self, layer: "LoraLayer", adapter_name: str) -> Factors:
+        """The update as matrices; gradients flow through them to the parameters."""
+        ...
+
+    def finish(self, layer: "LoraLayer", adapter_name: str) -> None:
+        """Set what depends on the started A and B; called once for a fresh adapter."""
+        ...
