@@ -8,6 +8,7 @@ model. It loads its own state dict strictly.
 Shapes: (..., in) → (..., out); weight (out, in), n = out · in.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self, cast
@@ -161,6 +162,27 @@ class Linear4bit(nn.Module):
         parts = (self.packed, self.absmax, self.nested_absmax, self.nested_offset)
         dtype = self.compute_dtype if dtype is None else dtype
         return _dequantize(parts, self.config.blocksize, self.weight_shape, dtype)
+
+    def row_blocks(self, dtype: torch.dtype, max_weights: int) -> Iterator[tuple[slice, Tensor]]:
+        """The weight in `dtype` some rows at a time, each with where it lies; equal to the bit.
+
+        Args:
+            dtype: of the result.
+            max_weights: of a part; more where fewer rows do not end with a block of the scales.
+        """
+        absmax, size = self.absmax, self.config.blocksize
+        if self.nested_absmax is not None and self.nested_offset is not None:
+            absmax = dequantize_absmax(absmax, self.nested_absmax, self.nested_offset)
+        # Parts begin where a row and a block begin; a block is of even size, as bytes are.
+        step = size // math.gcd(size, self.in_features)
+        num_rows = max(1, max_weights // self.in_features // step) * step
+        for start in range(0, self.out_features, num_rows):
+            stop = min(start + num_rows, self.out_features)
+            first, last = start * self.in_features, stop * self.in_features
+            packed = self.packed[first // 2 : -(-last // 2)]
+            scales = absmax[first // size : -(-last // size)]
+            shape = (stop - start, self.in_features)
+            yield slice(start, stop), dequantize_nf4(packed, scales, size, shape, dtype)
 
     def frozen_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight to multiply with, not to be changed: the held copy while there is one."""

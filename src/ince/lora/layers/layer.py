@@ -10,18 +10,18 @@ multiplies is its geometry's (`ince.lora.layers.kinds`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ince.errors import AdapterError
 from ince.lora.factors import Factors
 from ince.lora.layers.adapted import Adapted, MergedTensor
 from ince.lora.layers.geometry import Geometry
-from ince.lora.layers.kinds import geometry_of
-from ince.lora.layers.linear import LinearGeometry, frozen_weight
+from ince.lora.layers.kinds import geometry_of, why_not
+from ince.lora.layers.merging import merged_bias, merged_tensors, merged_weight, weight_change
+from ince.lora.layers.output import one, summed
 from ince.lora.layers.parameters import (
     get_parameter,
     get_start,
@@ -32,7 +32,7 @@ from ince.lora.layers.parameters import (
 )
 from ince.lora.layers.spec import AdapterSpec
 from ince.lora.layers.state import AdapterState
-from ince.lora.product import FusedLora, lora_frozen
+from ince.lora.mixed import StackCache, mixed_forward
 from ince.lora.variants import VARIANTS
 
 __all__ = ["LoraLayer"]
@@ -55,13 +55,15 @@ class LoraLayer(Adapted):
         super().__init__()
         geometry = geometry_of(base_layer)
         if geometry is None:
-            raise AdapterError("LoRA does not adapt this layer", got=type(base_layer).__name__)
+            raise AdapterError(f"the layer {why_not(base_layer)}")
         self.base_layer = base_layer
         self.state = AdapterState() if state is None else state
         self.specs: dict[str, AdapterSpec] = {}
         self.merged_adapters: list[str] = []
+        self._suffixes: dict[str, tuple[str, ...]] = {}
         self._geometry = geometry
-        self._kept: dict[tuple[str, str], tuple[object, Any]] = {}
+        self.stacks = StackCache()
+        self._kept: dict[tuple[str, str], tuple[object, Tensor]] = {}
         # In a list, so that it is no submodule: what is merged is neither saved nor counted.
         self._merged: list[nn.Module] = []
         self.train(base_layer.training)
@@ -69,18 +71,29 @@ class LoraLayer(Adapted):
     # ------------------------------------------------------------------------------ adapters
 
     def add_adapter(self, adapter_name: str, spec: AdapterSpec) -> None:
-        """Make an adapter's tensors, on the base's device, not yet set; and its dropout."""
-        device = next(_tensors(self.base_layer)).device
-        for suffix, shape in VARIANTS[spec.variant].shapes(self.geometry, spec).items():
+        """Make an adapter's tensors, on the base's device, not yet set; and its dropout.
+
+        Raises:
+            AdapterError: this kind of layer cannot carry such an adapter.
+        """
+        refusal = self.geometry.refusal(spec)
+        if refusal is not None:
+            raise AdapterError(f"the layer {refusal}", got=spec)
+        device = _tensors(self.base_layer)[0].device
+        shapes = VARIANTS[spec.variant].shapes(self.geometry, spec)
+        for suffix, shape in shapes.items():
             empty = torch.empty(shape, device=device, dtype=torch.float32)
             put_parameter(self, adapter_name, suffix, empty)
         put_dropout(self, adapter_name, spec.dropout)
         self.specs[adapter_name] = spec
+        self._suffixes[adapter_name] = tuple(shapes)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Take an adapter out."""
         if self.specs.pop(adapter_name, None) is not None:
             remove_parameters(self, adapter_name)
+            del self._suffixes[adapter_name]
+            self.stacks.clear()
             self._kept = {key: value for key, value in self._kept.items() if key[0] != adapter_name}
             if adapter_name in self.merged_adapters:
                 self.unmerge()
@@ -91,11 +104,8 @@ class LoraLayer(Adapted):
 
     def tensors(self, adapter_name: str) -> dict[str, Tensor]:
         """By the end of the name in a file, such as ``lora_A.weight``."""
-        spec = self.specs.get(adapter_name)
-        if spec is None:
-            return {}
-        suffixes = VARIANTS[spec.variant].shapes(self.geometry, spec)
-        return {suffix: self.parameter(adapter_name, suffix) for suffix in suffixes}
+        suffixes = self._suffixes.get(adapter_name, ())
+        return {suffix: get_parameter(self, adapter_name, suffix) for suffix in suffixes}
 
     def parameter(self, adapter_name: str, suffix: str) -> Tensor:
         """One tensor of an adapter."""
@@ -103,7 +113,7 @@ class LoraLayer(Adapted):
 
     def factor_parameters(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """A and B as they are kept: an embedding's and a convolution's have their own shapes."""
-        a, b, *_ = self.geometry.factor_shapes(1)
+        a, b = self.geometry.factor_names
         return self.parameter(adapter_name, a), self.parameter(adapter_name, b)
 
     def factors(self, adapter_name: str) -> Factors:
@@ -127,176 +137,107 @@ class LoraLayer(Adapted):
         return get_start(self, adapter_name)
 
     def kept(self, adapter_name: str, key: str, compute: Callable[[], Tensor]) -> Tensor:
-        """What `compute` gave for the adapter's tensors as they are now, computed once."""
+        """What `compute` gives for the adapter and the base as they are; when serving, once.
+
+        While something trains it is computed anew each time: optimizers may write to a
+        parameter without leaving a trace that could be looked for.
+        """
         if torch.compiler.is_compiling():
             return compute()
-        tensors = self.tensors(adapter_name).values()
-        if any(tensor.is_inference() or tensor.is_meta for tensor in tensors):
-            return compute()  # they do not count their changes
-        stamp = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        tensors = [*self.tensors(adapter_name).values(), *_tensors(self.geometry.base)]
+        if self.training or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+            self._kept.pop((adapter_name, key), None)
+            return compute()
+        try:
+            stamp = tuple([(tensor.data_ptr(), tensor._version) for tensor in tensors])
+        except RuntimeError:  # tensors of inference mode do not count their changes
+            return compute()
         found = self._kept.get((adapter_name, key))
         if found is None or found[0] != stamp:
-            found = (stamp, compute())
+            # What is made in inference mode could never be used outside of it.
+            with torch.inference_mode(False):
+                found = (stamp, compute())
             self._kept[adapter_name, key] = found
-        return cast(Tensor, found[1])
+        return found[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module; and what was kept for serving is forgotten."""
+        self._kept.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # Modules are moved and cast by this. What is merged moves along.
+        super()._apply(fn, recurse)
+        for module in self._merged:
+            module._apply(fn, recurse)
+        self._kept.clear()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was kept: its stamps are addresses of this process."""
+        return {**self.__dict__, "_kept": {}}
 
     # ------------------------------------------------------------------------------- forward
 
     @property
     def geometry(self) -> Geometry:
         """How the base multiplies; renewed when `base_layer` was replaced."""
-        if self._geometry.base is not self.base_layer:
-            geometry = geometry_of(self.base_layer)
+        # Straight to the dictionary: this is on the way of every forward.
+        base = self._modules["base_layer"]
+        if self._geometry.base is not base:
+            assert base is not None
+            geometry = geometry_of(base)
             assert geometry is not None  # a quantized or moved layer is of the same kind
             self._geometry = geometry
         return self._geometry
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """What the base takes to what it gives, in the dtype that it gives."""
         state = self.state
         if state.disabled:
-            return self.base_layer(x, *args, **kwargs)
+            return self.base_layer(x)
         if state.routing is not None:
-            from ince.lora.mixed.layer import mixed_forward
-
             return mixed_forward(self, x, state.routing)
         if self._merged:
-            return self._merged[0](x, *args, **kwargs)
+            return self._merged[0](x)
         names = [name for name in state.active if name in self.specs]
         if not names:
-            return self.base_layer(x, *args, **kwargs)
-        if len(names) == 1:
-            return self._one(x, names[0])
-        return self._sum(x, names)
+            return self.base_layer(x)
+        return one(self, x, names[0]) if len(names) == 1 else summed(self, x, names)
 
     def dropout_of(self, adapter_name: str) -> float:
         """The dropout that applies now: 0 outside training."""
         return self.specs[adapter_name].dropout if self.training else 0.0
 
-    def _one(self, x: Tensor, adapter_name: str) -> Tensor:
-        factors = self.factors(adapter_name)
-        p = self.dropout_of(adapter_name)
-        geometry = self.geometry
-        if (
-            not isinstance(geometry, LinearGeometry)
-            or not self._is_frozen_in(x.dtype, x.device.type)
-            or (factors.magnitude is not None and p > 0)
-        ):
-            return self._sum(x, [adapter_name])
-        base, a_RD, b_OR, s = geometry.base, factors.a_RD, factors.b_OR, factors.s
-        if torch.is_grad_enabled() and (
-            x.requires_grad or a_RD.requires_grad or b_OR.requires_grad
-        ):
-            weight: Callable[[], Tensor] = lambda: frozen_weight(base, x.dtype)  # noqa: E731
-            y = cast(Tensor, FusedLora.apply(x, a_RD, b_OR, base, weight, s, p))
-        elif p > 0:
-            return self._sum(x, [adapter_name])
-        else:
-            y = lora_frozen(x, a_RD, b_OR, base, s)
-        if factors.is_plain:
-            return y
-        return finished(y, factors, geometry.bias)
-
-    def _sum(self, x: Tensor, adapter_names: Sequence[str]) -> Tensor:
-        """The definition, for every kind of layer: the base, and what each adapter changes."""
-        geometry = self.geometry
-        y = base = self.base_layer(x)
-        for name in adapter_names:
-            factors, p = self.factors(name), self.dropout_of(name)
-            seen = F.dropout(x, p) if p > 0 and x.is_floating_point() else x
-            update = geometry.update(seen, factors)
-            if factors.magnitude is None:
-                y = y + update
-                continue
-            c = geometry.per_output(factors.magnitude).to(y.dtype)
-            plain = base if seen is x else self.base_layer(seen)
-            if geometry.bias is not None:
-                plain = plain - geometry.per_output(geometry.bias).to(y.dtype)
-            y = y + (c - 1) * plain + c * update
-        return y
-
-    def _is_frozen_in(self, dtype: torch.dtype, device_type: str) -> bool:
-        """Whether the base computes in this dtype and does not train."""
-        return (
-            dtype == self.geometry.compute_dtype
-            and not torch.is_autocast_enabled(device_type)
-            and not any(parameter.requires_grad for parameter in self.base_layer.parameters())
-        )
-
     # ------------------------------------------------------------------------------- merging
 
-    @torch.no_grad()
     def merged_weight(
         self, dtype: torch.dtype, adapter_names: Sequence[str] | None = None
     ) -> Tensor:
-        """W with adapters in it, in the base's own layout: in float32, rounded once to `dtype`.
+        """W with adapters in it, in the base's own layout; see `ince.lora.layers.merging`."""
+        return merged_weight(
+            self, dtype, self.active_here() if adapter_names is None else adapter_names
+        )
 
-        A new tensor; over a 4-bit base it is not quantized again, since small updates would
-        vanish in the rounding.
-
-        Args:
-            dtype: of the result.
-            adapter_names: those of this layer to merge; by default the active ones.
-
-        Raises:
-            AdapterError: the merged weight is not finite in `dtype`.
-        """
-        names = self.active_here() if adapter_names is None else adapter_names
-        weight_OD = self.geometry.weight_matrix(torch.float32)
-        if len(names) == 1:
-            self.factors(names[0]).fold_into(weight_OD)
-        elif names:
-            base_OD = weight_OD.clone()
-            for name in names:
-                weight_OD += self.factors(name).fold_into(base_OD.clone()).sub_(base_OD)
-        merged = self.geometry.to_layout(weight_OD.to(dtype))
-        if not bool(torch.isfinite(merged).all()):
-            raise AdapterError(
-                "a merged weight is not finite",
-                got=f"dtype {dtype}, adapters {', '.join(names)}",
-                do="merge to bfloat16 or float32, or train with a lower learning rate",
-            )
-        return merged
-
-    @torch.no_grad()
     def merged_bias(
         self, dtype: torch.dtype, adapter_names: Sequence[str] | None = None
     ) -> Tensor | None:
         """The bias with adapters in it, a new tensor; or None."""
-        names = self.active_here() if adapter_names is None else adapter_names
-        bias = self.geometry.bias
-        merged = None if bias is None else bias.detach().float().clone()
-        for name in names:
-            factors = self.factors(name)
-            if factors.bias is not None:
-                added = factors.s * factors.bias.float()
-                if factors.magnitude is not None:
-                    added = added * factors.magnitude
-                merged = added if merged is None else merged + added
-        return None if merged is None else merged.to(dtype)
+        return merged_bias(
+            self, dtype, self.active_here() if adapter_names is None else adapter_names
+        )
 
     def merged_module(self, dtype: torch.dtype) -> nn.Module:
         """A new plain layer; a 4-bit base becomes one of floats."""
         return self._rebuilt(dtype, None)
 
     def merged_tensors(self, prefix: str, dtype: torch.dtype) -> Iterator[MergedTensor]:
-        """Weight and bias of the plain layer."""
-        geometry = self.geometry
-        weight = geometry.to_layout(
-            torch.empty(geometry.out_features, geometry.in_features, device="meta")
-        )
-        yield MergedTensor(
-            f"{prefix}weight", tuple(weight.shape), dtype, lambda: self.merged_weight(dtype)
-        )
-        has_bias = geometry.bias is not None or any(
-            self.specs[name].bias for name in self.active_here()
-        )
-        if has_bias:
+        """Weight and bias of the plain layer.
 
-            def compute() -> Tensor:
-                return cast(Tensor, self.merged_bias(dtype))
-
-            yield MergedTensor(f"{prefix}bias", (geometry.out_features,), dtype, compute)
+        Raises:
+            AdapterError: an adapter has a bias and the base none: the plain model has no place.
+        """
+        return merged_tensors(self, prefix, dtype)
 
     def merge(self, adapter_names: Sequence[str], dtype: torch.dtype) -> None:
         """Compute with merged weights from now on; the base stays beside them, untouched."""
@@ -337,6 +278,26 @@ class LoraLayer(Adapted):
         return {name: spec.scaling for name, spec in self.specs.items()}
 
     @property
+    def in_features(self) -> int:
+        """What A sees: inputs, channels of a convolution, rows of an embedding."""
+        return self.geometry.factor_shapes(1)[self.geometry.factor_names.a][1]
+
+    @property
+    def out_features(self) -> int:
+        """What B gives."""
+        return self.geometry.out_features
+
+    @property
+    def use_dora(self) -> dict[str, bool]:
+        """Whether it has a magnitude, by adapter."""
+        return {name: spec.variant == "dora" for name, spec in self.specs.items()}
+
+    @property
+    def lora_bias(self) -> dict[str, bool]:
+        """Whether B has a bias, by adapter."""
+        return {name: spec.bias for name, spec in self.specs.items()}
+
+    @property
     def active_adapters(self) -> list[str]:
         """Of the model."""
         return list(self.state.active)
@@ -347,29 +308,14 @@ class LoraLayer(Adapted):
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """What merging this adapter would add, in the base weight's layout, float32."""
-        with torch.no_grad():
-            base_OD = self.geometry.weight_matrix(torch.float32)
-            delta = self.factors(adapter_name).fold_into(base_OD.clone()).sub_(base_OD)
-        return self.geometry.to_layout(delta)
+        return weight_change(self, adapter_name)
 
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
         return f"adapters={self.r}, active={list(self.state.active)}"
 
 
-def finished(y: Tensor, factors: Factors, base_bias: Tensor | None) -> Tensor:
-    """Bias and magnitude of an update whose s · B A is in `y` already; outputs are last."""
-    if factors.bias is not None:
-        y = y + (factors.s * factors.bias).to(y.dtype)
-    if factors.magnitude is None:
-        return y
-    c = factors.magnitude.to(y.dtype)
-    if base_bias is None:
-        return y * c
-    own = base_bias.to(y.dtype)
-    return (y - own) * c + own
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
+def _tensors(layer: nn.Module) -> list[Tensor]:
+    """Of a layer without layers inside, as all that can be adapted are."""
+    found = (*layer._parameters.values(), *layer._buffers.values())
+    return [tensor for tensor in found if tensor is not None]

@@ -14,14 +14,15 @@ from torch import nn
 from ince.errors import ConfigError, Problem, did_you_mean
 from ince.lora.config import ALL_LINEAR, LoraConfig
 from ince.lora.layers.adapted import outer_modules
-from ince.lora.layers.kinds import geometry_of, is_linear
+from ince.lora.layers.kinds import geometry_of, is_linear, is_transposed, why_not
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.spec import AdapterSpec
+from ince.lora.placement.defaults import default_targets
 
 __all__ = ["Target", "find_targets", "matches", "resolve", "value_of"]
 
-# What PEFT adapts in most decoders when nothing is said.
-_DEFAULT_NAMES = ("q_proj", "v_proj")
+# How the heads of classifiers are called, which have no output embedding.
+_CLASSIFIERS = ("score", "classifier")
 _MAX_NAMES_SHOWN = 12
 
 _Number = TypeVar("_Number", int, float)
@@ -46,7 +47,8 @@ def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -
             read, where its tensors say what it touches.
 
     Raises:
-        ConfigError: no layer is meant, a name means nothing, or a layer cannot be adapted.
+        ConfigError: no layer is meant, a name means nothing, or a layer cannot be adapted, or
+            not like this. None need be meant where the config has `target_parameters`.
     """
     modules = _modules(model)
     adaptable = {name for name, module in modules.items() if _is_adaptable(module)}
@@ -60,6 +62,7 @@ def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -
                 problems=problems,
                 do=_offer(leaves),
             )
+    config = _with_names(model, config)
     wanted = _wanted(model, modules, config)
     refused = [name for name in wanted if name not in adaptable]
     if refused:
@@ -70,7 +73,7 @@ def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -
             expected="linear, embedding or convolution layers",
             do=_offer(leaves),
         )
-    if not wanted:
+    if not wanted and not config.target_parameters:
         raise ConfigError(
             "the LoRA config touches no module of the model",
             where=type(model).__name__,
@@ -78,6 +81,14 @@ def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -
             do=_offer(leaves),
         )
     targets = [_target(name, modules[name], config) for name in wanted]
+    problems = [problem for target in targets for problem in _refusals(target, strict=strict)]
+    if problems:
+        raise ConfigError(
+            "these modules cannot be adapted like this",
+            where=type(model).__name__,
+            problems=problems[:_MAX_NAMES_SHOWN],
+            do="leave them out with exclude_modules, or change the options that are named",
+        )
     if strict:
         problems = [*_unmatched_patterns(config, wanted)]
         if problems:
@@ -90,9 +101,15 @@ def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -
 
 
 def resolve(model: nn.Module, config: LoraConfig, targets: Sequence[Target]) -> LoraConfig:
-    """`config` with `target_modules` as names: the short ones where they mean the same."""
-    if config.target_modules is None:
-        return config.model_copy(update={"target_modules": _DEFAULT_NAMES})
+    """`config` as a file says it, once it has met the model.
+
+    `target_modules` are names, the short ones where they mean the same; `fan_in_fan_out` is
+    what the layers are: PEFT warns and sets it, layer by layer, so the last one says.
+    """
+    config = _with_names(model, config)
+    layouts = [is_transposed(_base(t.layer)) for t in targets if is_linear(_base(t.layer))]
+    if layouts:
+        config = config.model_copy(update={"fan_in_fan_out": layouts[-1]})
     if config.target_modules != ALL_LINEAR:
         return config
     names = [target.name for target in targets]
@@ -100,6 +117,14 @@ def resolve(model: nn.Module, config: LoraConfig, targets: Sequence[Target]) -> 
     if _wanted(model, _modules(model), short) == names:
         return short
     return config.model_copy(update={"target_modules": tuple(names)})
+
+
+def _with_names(model: nn.Module, config: LoraConfig) -> LoraConfig:
+    """`config` with the usual names when it has none."""
+    if config.target_modules is not None:
+        return config
+    names = default_targets(model, known_only=bool(config.target_parameters))
+    return config.model_copy(update={"target_modules": names})
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -110,8 +135,12 @@ def _is_adaptable(module: nn.Module) -> bool:
     return isinstance(module, LoraLayer) or geometry_of(module) is not None
 
 
+def _base(module: nn.Module) -> nn.Module:
+    return module.base_layer if isinstance(module, LoraLayer) else module
+
+
 def _means_linear(module: nn.Module) -> bool:
-    base = module.base_layer if isinstance(module, LoraLayer) else module
+    base = _base(module)
     return is_linear(base) or isinstance(base, nn.Linear)
 
 
@@ -154,11 +183,10 @@ def _layers(config: LoraConfig) -> tuple[int, ...]:
 
 def _wanted(model: nn.Module, modules: dict[str, nn.Module], config: LoraConfig) -> list[str]:
     names = config.target_modules
-    exclude = config.exclude_modules
     if names is None:
-        names = _DEFAULT_NAMES
+        return []
     if names == ALL_LINEAR:
-        head = _output_head(model)
+        head = _output_head(model, config)
         found = [
             name for name, module in modules.items() if _means_linear(module) and module is not head
         ]
@@ -173,14 +201,24 @@ def _wanted(model: nn.Module, modules: dict[str, nn.Module], config: LoraConfig)
                 not layers or name in names or _layer_number(name, config.layers_pattern) in layers
             )
         ]
-    if exclude is None:
-        return found
-    return [name for name in found if not matches(exclude, name)]
+    return [name for name in found if not _is_left_out(name, config)]
 
 
-def _output_head(model: nn.Module) -> nn.Module | None:
+def _is_left_out(name: str, config: LoraConfig) -> bool:
+    exclude = config.exclude_modules
+    if exclude is not None and matches(exclude, name):
+        return True
+    # What is trained whole gets no update beside it.
+    return any(
+        re.match(rf"(^|.*\.){saved}($|\..*)", name) for saved in config.modules_to_save or ()
+    )
+
+
+def _output_head(model: nn.Module, config: LoraConfig) -> nn.Module | None:
     output_embeddings = getattr(model, "get_output_embeddings", None)
     head = output_embeddings() if callable(output_embeddings) else None
+    if head is None and config.task_type == "SEQ_CLS":
+        head = next((getattr(model, name) for name in _CLASSIFIERS if hasattr(model, name)), None)
     return head if isinstance(head, nn.Module) else None
 
 
@@ -196,8 +234,6 @@ def _unmatched(
             if not any(matches((entry,), name) for name in modules):
                 near = did_you_mean(entry.rpartition(".")[2], leaves)
                 yield Problem(key, f"{entry!r} matches no module", near)
-    if config.target_modules is None and not any(matches(_DEFAULT_NAMES, n) for n in modules):
-        yield Problem("target_modules", "the model has no q_proj or v_proj; name its layers")
     for layer in _layers(config):
         if all(_layer_number(name, config.layers_pattern) != layer for name in modules):
             yield Problem("layers_to_transform", f"there is no layer {layer}")
@@ -224,13 +260,31 @@ def _target(name: str, layer: nn.Module, config: LoraConfig) -> Target:
     r = value_of(config.rank_pattern, name, config.r)
     alpha = value_of(config.alpha_pattern, name, config.lora_alpha)
     spec = AdapterSpec(
-        r=r, alpha=alpha, scaling=config.scaling(r, alpha), dropout=config.lora_dropout
+        r=r,
+        alpha=alpha,
+        scaling=config.scaling(r, alpha),
+        dropout=config.lora_dropout,
+        variant="dora" if config.use_dora else "lora",
+        bias=config.lora_bias,
     )
     return Target(name, layer, spec)
 
 
+def _refusals(target: Target, *, strict: bool) -> Iterator[Problem]:
+    layer, spec = target.layer, target.spec
+    geometry = layer.geometry if isinstance(layer, LoraLayer) else geometry_of(layer)
+    assert geometry is not None  # of what is adaptable
+    refusal = geometry.refusal(spec)
+    if refusal is not None:
+        yield Problem(target.name, refusal)
+    # Between its sides a rank is of no use, but of no harm either: gates of one output share
+    # the rank of their neighbors.
+    largest = max(geometry.in_features, geometry.out_features)
+    if strict and spec.r > largest:
+        what = f"has a rank of at most {largest}, not {spec.r}"
+        yield Problem(target.name, what, "lower r, or its rank in rank_pattern")
+
+
 def _why_not(name: str, module: nn.Module) -> Problem:
-    kind = type(module).__name__
-    if isinstance(module, nn.Linear):
-        return Problem(name, f"is a {kind}, not a plain linear layer", "put it in exclude_modules")
-    return Problem(name, f"is a {kind}, which LoRA does not adapt")
+    suggestion = "put it in exclude_modules" if isinstance(module, nn.Linear) else None
+    return Problem(name, why_not(module), suggestion)

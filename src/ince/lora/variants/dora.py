@@ -1,12 +1,9 @@
 """DoRA, arXiv:2402.09353: the update turns the weight, a trained magnitude sets its length.
 
-``W' = m · (W + s·BA) / ‖W + s·BA‖`` for each output row; the norm is a constant for the
-gradient (section 4.3). The norm is had from thin products, without a second matrix of the
-weight's size:
-
-    ‖w + s·bA‖² = ‖w‖² + 2s · b·(A w) + s² · b (A Aᵀ) bᵀ
-
-While nothing trains it is kept until A or B change.
+``W' = m · (W + s·BA) / ‖W + s·BA‖`` for each output; the norm is a constant for the gradient
+(section 4.3). It is taken in float32 whatever the base is and whatever autocast says, a part of
+W at a time, so that a weight in 4 bits is never expanded as a whole. When nothing trains it is
+kept until the adapter or the base changes.
 """
 
 from typing import TYPE_CHECKING
@@ -25,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Dora"]
 
 _KEY = "lora_magnitude_vector"
+_SHORTEST = 1e-12
 
 
 class Dora:
@@ -36,15 +34,19 @@ class Dora:
     def shapes(self, geometry: Geometry, spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
         """Of `Plain`, and the magnitude in the shape in which the layer broadcasts it."""
         shapes = self._plain.shapes(geometry, spec)
-        shapes[_KEY] = _magnitude_shape(geometry, shapes)
+        shapes[_KEY] = _magnitude_shape(geometry)
         return shapes
 
     def factors(self, layer: "LoraLayer", adapter_name: str) -> Factors:
         """As `Plain`, with c = m / ‖W + s·BA‖."""
         plain = self._plain.factors(layer, adapter_name)
-        norm = layer.kept(adapter_name, "row_norm", lambda: row_norms(layer.geometry, plain))
-        m = layer.parameter(adapter_name, _KEY).flatten()
-        return Factors(plain.a_RD, plain.b_OR, plain.s, plain.bias, m / norm.to(m.dtype))
+        m = layer.parameter(adapter_name, _KEY)
+
+        def compute() -> Tensor:
+            return m.flatten().float() / row_norms(layer.geometry, plain)
+
+        c = layer.kept(adapter_name, "magnitude", compute)
+        return Factors(plain.a_RD, plain.b_OR, plain.s, plain.bias, c)
 
     def finish(self, layer: "LoraLayer", adapter_name: str) -> None:
         """m = ‖W + s·BA‖: the adapter starts as the base."""
@@ -56,18 +58,17 @@ class Dora:
 
 @torch.no_grad()
 def row_norms(geometry: Geometry, factors: Factors) -> Tensor:
-    """‖W + s·BA‖ for each output, (O,) float32."""
-    weight_OD = geometry.weight_matrix(torch.float32)
+    """‖W + s·BA‖ for each output, (O,) float32; an output without weights counts as 1e-12."""
     a_RD, b_OR = factors.a_RD.float(), factors.b_OR.float()
-    cross_OR = weight_OD @ a_RD.t()
-    squares = (weight_OD * weight_OD).sum(1)
-    squares += 2 * factors.s * (b_OR * cross_OR).sum(1)
-    squares += factors.s**2 * (b_OR * (b_OR @ (a_RD @ a_RD.t()))).sum(1)
-    return squares.clamp_(min=torch.finfo(torch.float32).tiny).sqrt_()
+    norms = a_RD.new_zeros(geometry.out_features)
+    with torch.autocast(a_RD.device.type, enabled=False):
+        for outputs, inputs, weight_OD in geometry.blocks():
+            turned = torch.addmm(weight_OD, b_OR[outputs], a_RD[:, inputs], alpha=factors.s)
+            length = torch.linalg.vector_norm(turned, dim=1)
+            norms[outputs] = torch.hypot(norms[outputs], length)
+    return norms.clamp_(min=_SHORTEST)
 
 
-def _magnitude_shape(geometry: Geometry, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-    if geometry.channel_dim == -1:
-        return (geometry.out_features,)
-    num_kernel_dims = len(shapes["lora_A.weight"]) - 2
-    return (1, geometry.out_features, *(1,) * num_kernel_dims)
+def _magnitude_shape(geometry: Geometry) -> tuple[int, ...]:
+    space = -1 - geometry.channel_dim
+    return (1, geometry.out_features, *(1,) * space) if space else (geometry.out_features,)

@@ -27,12 +27,12 @@ class Plain:
     def factors(self, layer: "LoraLayer", adapter_name: str) -> Factors:
         """s · B A; with a start that is taken off again, s · (B A - B₀ A₀)."""
         spec = layer.specs[adapter_name]
-        a, b = layer.factor_parameters(adapter_name)
-        a_RD, b_OR = a.flatten(1), b.flatten(1)
+        geometry = layer.geometry
+        a_RD, b_OR = geometry.matrices(*layer.factor_parameters(adapter_name))
         start = layer.start_of(adapter_name)
         if start is not None:
-            a_RD = torch.cat([a_RD, start[0].flatten(1)])
-            b_OR = torch.cat([b_OR, -start[1].flatten(1)], dim=1)
+            a0_RD, b0_OR = geometry.matrices(*start)
+            a_RD, b_OR = torch.cat([a_RD, a0_RD]), torch.cat([b_OR, -b0_OR], dim=1)
         bias = layer.parameter(adapter_name, "lora_B.bias") if spec.bias else None
         return Factors(a_RD, b_OR, spec.scaling, bias)
 

@@ -11,24 +11,24 @@ from ince.lora.placement.targets import find_targets, resolve
 class Attention(nn.Module):
     def __init__(self):
         super().__init__()
-        self.q_proj = nn.Linear(4, 4)
-        self.v_proj = nn.Linear(4, 2)
+        self.q_proj = nn.Linear(8, 8)
+        self.v_proj = nn.Linear(8, 4)
 
 
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
         self.attn = Attention()
-        self.mlp = nn.ModuleDict({"up": nn.Linear(4, 8), "down": nn.Linear(8, 4)})
-        self.norm = nn.LayerNorm(4)
+        self.mlp = nn.ModuleDict({"up": nn.Linear(8, 16), "down": nn.Linear(16, 8)})
+        self.norm = nn.LayerNorm(8)
 
 
 class Decoder(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embed = nn.Embedding(10, 4)
+        self.embed = nn.Embedding(10, 8)
         self.layers = nn.ModuleList(Block() for _ in range(3))
-        self.head = nn.Linear(4, 10)
+        self.head = nn.Linear(8, 10)
 
     def get_output_embeddings(self):
         return self.head
@@ -106,7 +106,7 @@ def test_unknown_names_show_the_nearest_and_what_there_is():
     assert "'q_prj' matches no module (did you mean 'q_proj'?)" in text
     assert "did you mean 'down'?" in text
     assert "did you mean 'head'?" in text
-    assert "down, head, q_proj, up, v_proj" in text
+    assert "down, embed, head, q_proj, up, v_proj" in text
 
 
 def test_lenient_reading_needs_one_match():
@@ -148,3 +148,68 @@ def test_all_linear_resolves_to_short_names_where_they_mean_the_same():
     full = resolve(model, config, find_targets(model, config))
     assert "layers.0.attn.q_proj" in full.target_modules
     assert find_targets(model, full) == find_targets(model, config)
+
+
+def test_a_rank_above_both_sides_is_refused():
+    text = message(target_modules=["q_proj"], r=9)
+    assert "layers.0.attn.q_proj: has a rank of at most 8, not 9" in text
+    assert "rank_pattern" in text
+    # A gate of few outputs shares the rank of its neighbors; and files are as they are.
+    assert len(names(target_modules=["v_proj"], r=8)) == 3
+    assert len(names(strict=False, target_modules=["q_proj"], r=9)) == 3
+
+
+def test_what_a_layer_cannot_carry_is_refused_by_name_before_anything_changes():
+    text = message(target_modules=["q_proj", "embed"], lora_bias=True)
+    assert "embed: is an embedding, which takes no lora_bias" in text
+    assert "q_proj:" not in text
+    model = nn.ModuleDict({"conv": nn.Conv1d(4, 4, 3, groups=2)})
+    for values, what in (({"r": 3}, "do not divide the rank 3"), ({"use_dora": True}, "use_dora")):
+        with pytest.raises(ConfigError, match=what):
+            find_targets(model, LoraConfig(target_modules=["conv"], **({"r": 4} | values)))
+
+
+def test_what_is_trained_whole_gets_no_update():
+    found = names(target_modules="all-linear", modules_to_save=["attn", "head"])
+    assert len(found) == 6
+    assert all(".mlp." in name for name in found)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [("bert", {"query"}), ("phi", {"q_proj", "fc1"}), ("strange", {"q_proj"}), (None, {"q_proj"})],
+)
+def test_what_is_usual_for_the_type_of_the_model(model_type, expected):
+    model = nn.ModuleDict({name: nn.Linear(8, 8) for name in ("query", "q_proj", "fc1")})
+    model.config = {} if model_type is None else {"model_type": model_type}
+    config = LoraConfig()
+    found = find_targets(model, config)
+    assert {target.name for target in found} == expected
+    assert set(resolve(model, config, found).target_modules) >= expected
+
+
+def test_parameters_alone_may_be_targeted():
+    model = nn.ModuleDict({"q_proj": nn.Linear(8, 8)})
+    config = LoraConfig(target_parameters=["experts.up"])
+    assert find_targets(model, config) == []
+    assert resolve(model, config, []).target_modules is None
+
+
+def test_the_head_of_a_classifier_is_no_linear_layer_to_adapt():
+    model = nn.ModuleDict({"score": nn.Linear(8, 2), "dense": nn.Linear(8, 8)})
+    config = LoraConfig(target_modules="all-linear", task_type="SEQ_CLS")
+    assert [target.name for target in find_targets(model, config)] == ["dense"]
+
+
+def test_the_layout_of_the_weights_is_seen_and_not_asked():
+    from transformers.pytorch_utils import Conv1D
+
+    model = nn.ModuleDict({"up": Conv1D(8, 8), "down": nn.Linear(8, 8)})
+    for given in (True, False):
+        for names, expected in ((["up"], True), (["down"], False), (["down", "up"], False)):
+            config = LoraConfig(target_modules=names, fan_in_fan_out=given)
+            resolved = resolve(model, config, find_targets(model, config))
+            assert resolved.fan_in_fan_out is expected
+    model = nn.ModuleDict({"embed": nn.Embedding(8, 8)})
+    config = LoraConfig(target_modules=["embed"], fan_in_fan_out=True)
+    assert resolve(model, config, find_targets(model, config)).fan_in_fan_out is True
