@@ -7,10 +7,12 @@ pickle runs what is in it.
 
     adapter_config.json          object, indent 2, keys sorted
     adapter_model.safetensors    metadata {"format": "pt"}, floating-point tensors, all finite
+    ince.json                    ours, and only where it is known: {"base_digest": "…"}
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -23,16 +25,19 @@ from ince.files import read_json, replace_file, replace_folder, sha256_bytes, sh
 
 __all__ = [
     "ADAPTER_FILES",
+    "BASE_FILE",
     "CONFIG_FILE",
     "WEIGHTS_FILE",
     "adapter_digest",
     "read_adapter",
+    "read_base_digest",
     "write_adapter",
 ]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_FILES = (WEIGHTS_FILE, CONFIG_FILE)
+BASE_FILE = "ince.json"
 
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 # How a zip archive (torch.save) and a bare pickle begin.
@@ -41,17 +46,22 @@ _MAX_NAMES_SHOWN = 5
 
 
 def write_adapter(
-    folder: Path, config: Mapping[str, object], tensors: Mapping[str, Tensor]
+    folder: Path,
+    config: Mapping[str, object],
+    tensors: Mapping[str, Tensor],
+    *,
+    base_digest: str | None = None,
 ) -> None:
     """Write an adapter folder, whole.
 
     A folder that is new, or holds an adapter and nothing else, appears at once; in a folder
-    with other files each of the two is replaced whole, the weights first.
+    with other files each of them is replaced whole, the weights first.
 
     Args:
         folder: where to; made when missing.
         config: the content of `adapter_config.json`.
         tensors: by PEFT's names, on any device; written as they are.
+        base_digest: of the base's files, where it is known.
 
     Raises:
         AdapterError: a tensor is not finite: what would be written could not be read.
@@ -64,14 +74,19 @@ def write_adapter(
         WEIGHTS_FILE: save(plain, metadata={"format": "pt"}),
         CONFIG_FILE: json.dumps(config, indent=2, sort_keys=True, allow_nan=False).encode(),
     }
-    if not folder.exists() or {path.name for path in folder.iterdir()} <= set(content):
+    if base_digest is not None:
+        content[BASE_FILE] = json.dumps({"base_digest": base_digest}, indent=2).encode()
+    own = {*ADAPTER_FILES, BASE_FILE}
+    if not folder.exists() or {path.name for path in folder.iterdir()} <= own:
         with replace_folder(folder) as temporary:
             for name, data in content.items():
                 (temporary / name).write_bytes(data)
         return
-    for name in ADAPTER_FILES:
+    for name, data in content.items():
         with replace_file(folder / name) as temporary:
-            temporary.write_bytes(content[name])
+            temporary.write_bytes(data)
+    if base_digest is None:
+        (folder / BASE_FILE).unlink(missing_ok=True)  # of an adapter that was here before
 
 
 def read_adapter(
@@ -102,6 +117,23 @@ def read_adapter(
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     _check_finite(tensors, where=folder / WEIGHTS_FILE)
     return config, tensors
+
+
+def read_base_digest(folder: Path) -> str | None:
+    """The digest of the base that an adapter folder names, or None.
+
+    Raises:
+        CorruptFileError: the file that holds it is garbled.
+    """
+    path = Path(folder) / BASE_FILE
+    if not path.is_file():
+        return None
+    digest = read_json(path).get("base_digest")
+    if digest is not None and not isinstance(digest, str):
+        raise CorruptFileError(
+            "the digest of the base is no text", where=path, got=digest, do="remove the file"
+        )
+    return digest
 
 
 def adapter_digest(folder: Path) -> str:
@@ -169,9 +201,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_finite(tensors: Mapping[str, Tensor], *, where: Path) -> None:
-    bad = [
-        name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor.float()).all())
-    ]
+    if _sum_is_finite(tensors.values()):
+        return
+    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         more = f" and {len(bad) - _MAX_NAMES_SHOWN} more" if len(bad) > _MAX_NAMES_SHOWN else ""
         raise AdapterError(
@@ -181,3 +213,9 @@ def _check_finite(tensors: Mapping[str, Tensor], *, where: Path) -> None:
             expected="finite numbers",
             do="use an earlier checkpoint, or train with a lower learning rate",
         )
+
+
+def _sum_is_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether a sum over all is finite: then all of them are. A large sum says nothing."""
+    sums = [tensor.detach().sum(dtype=torch.float32) for tensor in tensors]
+    return all(math.isfinite(float(each)) for each in sums)

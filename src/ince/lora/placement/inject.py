@@ -30,16 +30,31 @@ __all__ = [
     "inject_tensors",
     "load_adapter_tensors",
     "lora_layers",
+    "restore_base",
     "state_of",
 ]
 
-_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+# Where adapters lie under their names, which must not be those of methods.
+_TABLES = (nn.ModuleDict(), nn.ParameterDict())
 
 
-def inject(model: nn.Module, config: LoraConfig, adapter_name: str = "default") -> LoraConfig:
+def inject(
+    model: nn.Module,
+    config: LoraConfig,
+    adapter_name: str = "default",
+    *,
+    state: AdapterState | None = None,
+) -> LoraConfig:
     """Freeze `model` and add a new adapter to the modules that `config` means, in place.
 
     Random numbers are drawn from torch's global generator, in the model's order.
+
+    Args:
+        model: the base, with or without other adapters.
+        config: of the adapter.
+        adapter_name: its name in the model.
+        state: what adapted modules share, where the caller holds it.
 
     Returns:
         The config as resolved: `target_modules` as the list of names that were meant.
@@ -49,7 +64,7 @@ def inject(model: nn.Module, config: LoraConfig, adapter_name: str = "default") 
         AdapterError: there is an adapter of this name already, or the name cannot be used.
     """
     places, resolved = find_places(model, config)
-    added = _inject(model, adapter_name, places)
+    added = _inject(model, adapter_name, places, state)
     try:
         for adapted in added:
             if isinstance(adapted, LoraLayer):
@@ -67,6 +82,8 @@ def inject_tensors(
     adapter_name: str = "default",
     *,
     where: object = None,
+    state: AdapterState | None = None,
+    may_keep: bool = False,
 ) -> LoraConfig:
     """Add an adapter that exists: `inject`, with its weights from `tensors`.
 
@@ -76,6 +93,8 @@ def inject_tensors(
         tensors: by PEFT's names, every one of which must be used.
         adapter_name: its name in the model, which is not in the tensors' names.
         where: the file, for messages.
+        state: as in `inject`.
+        may_keep: whether `tensors` may become the weights, instead of being copied.
 
     Raises:
         ConfigError, AdapterError: as `inject`; or tensors are missing, left over or of
@@ -84,8 +103,8 @@ def inject_tensors(
     places, resolved = find_places(model, config, strict=False)
     check_tensors(_shapes(places), tensors, where)
     # Every weight is about to be replaced: no random numbers are needed.
-    _inject(model, adapter_name, places)
-    _copy_tensors(adapter_tensors(model, adapter_name), tensors)
+    _inject(model, adapter_name, places, state)
+    _fill(model, adapter_name, tensors, may_keep=may_keep)
     return resolved
 
 
@@ -130,7 +149,12 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 def lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
     """The layers of a plain model that have A and B, by dotted name."""
-    return [(name, m) for name, m in adapted_modules(model) if isinstance(m, LoraLayer)]
+    return [
+        (name, each)
+        for name, adapted in adapted_modules(model)
+        for each in adapted.chain()
+        if isinstance(each, LoraLayer)
+    ]
 
 
 def state_of(model: nn.Module) -> AdapterState:
@@ -150,6 +174,14 @@ def delete_adapter(model: nn.Module, adapter_name: str) -> None:
                 model.set_submodule(address, adapted.base_layer)
 
 
+def restore_base(model: nn.Module) -> None:
+    """Take all adapters out: every module is the base's again."""
+    addresses = _addresses(model)
+    for _, adapted in list(adapted_modules(model)):
+        for address in addresses[id(adapted)]:
+            model.set_submodule(address, adapted.get_base_layer())
+
+
 def find_places(
     model: nn.Module, config: LoraConfig, *, strict: bool = True
 ) -> tuple[list[Place], LoraConfig]:
@@ -167,13 +199,13 @@ def check_adapter_name(adapter_name: str) -> None:
     """Refuse names that cannot be a folder and a module key.
 
     Raises:
-        AdapterError: empty, with other characters than letters, digits, ``_`` and ``-``, or
-            the name of a method of torch's module dictionary.
+        AdapterError: empty or longer than 128, with other characters than letters, digits,
+            ``_`` and ``-``, or the name of a method of torch's module dictionaries.
     """
     if (
         not isinstance(adapter_name, str)
         or _ADAPTER_NAME.fullmatch(adapter_name) is None
-        or hasattr(nn.ModuleDict, adapter_name)
+        or any(hasattr(table, adapter_name) for table in _TABLES)
     ):
         raise AdapterError(
             "not a usable adapter name",
@@ -182,14 +214,20 @@ def check_adapter_name(adapter_name: str) -> None:
         )
 
 
-def _inject(model: nn.Module, adapter_name: str, places: Sequence[Place]) -> list[Adapted]:
+def _inject(
+    model: nn.Module,
+    adapter_name: str,
+    places: Sequence[Place],
+    state: AdapterState | None = None,
+) -> list[Adapted]:
     check_adapter_name(adapter_name)
-    if adapter_name in adapter_names(model):
+    if any(adapter_name in adapted.adapter_names() for _, adapted in adapted_modules(model)):
         raise AdapterError(
             f"the model has an adapter {adapter_name!r} already",
             do="give this one another name, or delete that one",
         )
-    state = state_of(model)
+    if state is None:
+        state = state_of(model)
     if not state.active:
         model.requires_grad_(False)
         state.active = (adapter_name,)
@@ -215,6 +253,21 @@ def _addresses(model: nn.Module) -> dict[int, list[str]]:
 
 def _shapes(places: Sequence[Place]) -> dict[str, tuple[int, ...]]:
     return {name: shape for place in places for name, shape in place.shapes().items()}
+
+
+@torch.no_grad()
+def _fill(
+    model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor], *, may_keep: bool
+) -> None:
+    """Set a new adapter's weights: to these very tensors, where they may be kept as they are."""
+    for module_name, adapted in adapted_modules(model):
+        for name, live in adapted.keyed_tensors(module_name, adapter_name).items():
+            given = tensors[name]
+            is_alike = given.dtype == live.dtype and given.device == live.device
+            if may_keep and is_alike and isinstance(live, nn.Parameter) and given.is_contiguous():
+                live.data = given.detach()
+            else:
+                live.copy_(given)
 
 
 @torch.no_grad()
