@@ -8,7 +8,9 @@ autograd it saves kernels and memory:
 - the low-rank terms are added inside the matrix product (``addmm``), so that neither y nor
   the gradient of x is written twice;
 - it keeps x in its own precision (shared by the layers that read it), the (N, r) product,
-  and the rounded factors; never a dequantized weight.
+  and the rounded factors; never a dequantized weight;
+- what only the gradient of a frozen factor would need is not kept: with A frozen, as in
+  LoRA-FA (arXiv:2308.03303), no x, and of all activations the (N, r) product alone.
 
 A and B are rounded to the precision of x once per call; activations are never widened.
 
@@ -65,7 +67,7 @@ def _rounded(a_RD: Tensor, b_OR: Tensor, s: float, dtype: torch.dtype) -> tuple[
 class _Saved(FunctionCtx):
     """What `FusedLora` keeps between its passes besides tensors."""
 
-    saved_tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]
+    saved_tensors: tuple[Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None]
     needs_input_grad: tuple[bool, ...]
     weight: Callable[[], Tensor]
     s: float
@@ -100,6 +102,7 @@ class FusedLora(torch.autograd.Function):
         The base must be frozen and compute in the dtype of x.
         """
         saved = cast(_Saved, ctx)
+        for_x, for_a, for_b, *_ = saved.needs_input_grad
         x_ND = x.reshape(-1, x.shape[-1])
         y = base(x)
         keep_ND: Tensor | None = None
@@ -108,7 +111,13 @@ class FusedLora(torch.autograd.Function):
         a_DR, sb_RO = _rounded(a_RD, b_OR, s, x.dtype)
         u_NR = x_ND @ a_DR
         y.view(-1, y.shape[-1]).addmm_(u_NR, sb_RO)
-        ctx.save_for_backward(x_ND, a_DR, sb_RO, u_NR, keep_ND)
+        ctx.save_for_backward(
+            x_ND if for_a else None,
+            a_DR if for_x else None,
+            sb_RO,
+            u_NR if for_b else None,
+            keep_ND if for_x else None,
+        )
         saved.weight, saved.s, saved.p, saved.factor_dtype = weight, s, p, a_RD.dtype
         return y
 
@@ -121,19 +130,20 @@ class FusedLora(torch.autograd.Function):
         grad = grads[0]
         g_NO = grad.reshape(-1, grad.shape[-1])
         dx = da_RD = db_OR = None
-        v_NR = F.linear(g_NO, sb_RO)
-        if saved.needs_input_grad[0]:
-            dx_ND = g_NO @ saved.weight()
-            if keep_ND is None:
-                dx_ND.addmm_(v_NR, a_DR.t())
-            else:
-                # Which inputs A saw is known; those it did not see get nothing through it.
-                through_ND = F.linear(v_NR, a_DR).mul_(keep_ND)
-                dx_ND.add_(through_ND, alpha=1 / (1 - saved.p))
-            dx = dx_ND.view(*grad.shape[:-1], dx_ND.shape[-1])
-        if saved.needs_input_grad[1]:
-            da_RD = (v_NR.t() @ x_ND).to(saved.factor_dtype)
-        if saved.needs_input_grad[2]:
+        if a_DR is not None or x_ND is not None:
+            v_NR = F.linear(g_NO, sb_RO)
+            if a_DR is not None:
+                dx_ND = g_NO @ saved.weight()
+                if keep_ND is None:
+                    dx_ND.addmm_(v_NR, a_DR.t())
+                else:
+                    # Which inputs A saw is known; those it did not see get nothing through it.
+                    through_ND = F.linear(v_NR, a_DR).mul_(keep_ND)
+                    dx_ND.add_(through_ND, alpha=1 / (1 - saved.p))
+                dx = dx_ND.view(*grad.shape[:-1], dx_ND.shape[-1])
+            if x_ND is not None:
+                da_RD = (v_NR.t() @ x_ND).to(saved.factor_dtype)
+        if u_NR is not None:
             db_RO = u_NR.t() @ g_NO
             db_OR = db_RO.t().to(saved.factor_dtype, memory_format=_ROWS).mul_(saved.s)
         return dx, da_RD, db_OR, None, None, None, None

@@ -113,6 +113,42 @@ def test_saved_tensors_hold_the_input_once_and_no_weight():
     assert any(t.data_ptr() == x.data_ptr() for t in saved)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.25])
+def test_a_frozen_a_saves_no_activation_as_wide_as_the_input(p):
+    base, x, a, b = parts(torch.bfloat16, rows=(64,), d_in=128, d_out=48, r=4)
+    a.requires_grad_(False)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
+        fused(x, a, b, base, p)
+    masks = [t for t in saved if t.dtype == torch.bool]  # which of its values the input's needs
+    kept = [t.numel() for t in saved if t.dtype != torch.bool]
+    assert sorted(kept) == sorted([4 * 128, 48 * 4, 64 * 4])
+    assert [t.numel() for t in masks] == ([64 * 128] if p else [])
+
+
+def test_a_frozen_a_under_a_constant_input_saves_the_thin_product_alone():
+    base, x, a, b = parts(torch.float32, rows=(64,), d_in=128, d_out=48, r=4)
+    x.requires_grad_(False)
+    a.requires_grad_(False)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t), t)[1], lambda t: t):
+        y = fused(x, a, b, base, 0.25)
+    assert sorted(t.numel() for t in saved) == sorted([48 * 4, 64 * 4])
+    (grad,) = torch.autograd.grad(y.sum(), b)
+    assert grad.shape == b.shape
+
+
+def test_a_frozen_a_with_dropout_gives_the_same_gradients_as_a_trained_one():
+    base, x, a, b = parts(torch.float64, rows=(64,))
+    torch.manual_seed(3)
+    wanted = torch.autograd.grad(fused(x, a, b, base, 0.5).square().sum(), (x, b))
+    a.requires_grad_(False)
+    torch.manual_seed(3)
+    got = torch.autograd.grad(fused(x, a, b, base, 0.5).square().sum(), (x, b))
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_gradient_checkpointing_gives_the_same_gradients():
     base, x, a, b = parts(torch.float64)
     wanted = torch.autograd.grad(fused(x, a, b, base).square().sum(), (x, a, b))
