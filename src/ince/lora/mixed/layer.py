@@ -135,9 +135,10 @@ def _added(
     with torch.no_grad():
         y = y if y.is_contiguous() else y.contiguous()
         x_ND, y_NO = x.reshape(-1, num_in), y.view(-1, num_out)
-        bias = layer.geometry.bias
         if way == "stacked" and stack is None:
-            stack = stacks.make(cast(nn.Module, layer), adapters, factors, bias, dtype, routing)
+            if stacks.is_due(adapters):
+                bias = layer.geometry.bias
+                stack = stacks.make(cast(nn.Module, layer), adapters, factors, bias, dtype, routing)
             if stack is None:
                 way = choose_way(
                     plan, ranks, num_in, num_out, itemsize=dtype.itemsize, may_stack=False
@@ -145,8 +146,9 @@ def _added(
         if way == "stacked" and stack is not None:
             add_stacked(x_ND, y_NO, stack, plan)
             return y
+        factors = factors or [layer.factors(name) for name in adapters]
         add = add_runs if way == "runs" else add_sorted
-        add(x_ND, y_NO, factors or [layer.factors(name) for name in adapters], plan, bias)
+        add(x_ND, y_NO, factors, plan, layer.geometry.bias)
     return y
 
 

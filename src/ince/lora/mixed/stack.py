@@ -2,9 +2,9 @@
 
 With a token for each request, a step reads every adapter's factors once and multiplies little:
 what costs is the number of calls, and the traffic. One batched product over stacked factors
-needs two calls for any number of adapters. Stacking them copies them, which costs more than the
-product; so a layer keeps its last stack. Decoding many tokens with the same adapters copies
-nothing.
+needs two calls for any number of adapters. Stacking them copies them, which costs several products;
+so a layer makes a stack when the same adapters come a second time, and keeps it. Decoding many
+tokens with the same adapters copies nothing, and batches that change all the time never do.
 
 A layer keeps one stack: the factors of the batch's adapters once more, at the largest rank among
 them, in the precision of the activations. For G adapters of rank r that is G · r · (D + O)
@@ -58,6 +58,8 @@ class Stack:
         factors: Sequence[Factors],
         bias: Tensor | None,
         dtype: torch.dtype,
+        *,
+        over: "Stack | None" = None,
     ) -> Self:
         """Copy the factors of `adapters`, in their order.
 
@@ -66,27 +68,42 @@ class Stack:
             factors: of each.
             bias: of the layer, (O,).
             dtype: of the activations.
+            over: a stack no longer used, whose memory is taken if it fits: pages that are
+                fresh from the system cost more than the copy.
         """
-        with torch.no_grad():
-            first = factors[0]
+        # In inference mode too they shall be tensors that can be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
             ranks = tuple([f.a_RD.shape[0] for f in factors])
-            num_r = max(ranks)
-            num_d, num_o = first.a_RD.shape[1], first.b_OR.shape[0]
-            num_g, device = len(factors), first.a_RD.device
-            a_GRD = torch.zeros(num_g, num_r, num_d, dtype=dtype, device=device)
-            # One row times a matrix is quickest along its rows in float32, along its columns
-            # in 16 bits.
-            if dtype == torch.float32:
-                b_GRO = torch.zeros(num_g, num_r, num_o, dtype=dtype, device=device)
-            else:
-                b_GOR = torch.zeros(num_g, num_o, num_r, dtype=dtype, device=device)
-                b_GRO = b_GOR.transpose(1, 2)
-            for g, f in enumerate(factors):
-                r = f.a_RD.shape[0]
-                a_GRD[g, :r] = f.a_RD
-                b_GRO[g, :r] = f.b_OR.t() * f.s
+            num_g, num_r, device = len(factors), max(ranks), factors[0].a_RD.device
+            num_d, num_o = factors[0].a_RD.shape[1], factors[0].b_OR.shape[0]
+            a_GRD = _room(num_g, num_r, num_d, dtype, device, over and over.a_GDR.transpose(1, 2))
+            b_GOR = _room(num_g, num_o, num_r, dtype, device, over and over.b_GRO.transpose(1, 2))
+            if min(ranks) < num_r:
+                a_GRD.zero_()
+                b_GOR.zero_()
+            for g, (f, r) in enumerate(zip(factors, ranks, strict=True)):
+                a_GRD[g, :r].copy_(f.a_RD)
+                b_GOR[g, :, :r].copy_(f.b_OR if f.s == 1 else f.b_OR * f.s)
             ended = _finish(factors, bias, dtype)
-            return cls(adapters, ranks, a_GRD.transpose(1, 2), b_GRO, *ended)
+            return cls(adapters, ranks, a_GRD.transpose(1, 2), b_GOR.transpose(1, 2), *ended)
+
+
+def _room(
+    num_g: int,
+    rows: int,
+    columns: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    old: Tensor | None,
+) -> Tensor:
+    if (
+        old is not None
+        and old.dtype == dtype
+        and old.device == device
+        and old.shape == (num_g, rows, columns)
+    ):
+        return old
+    return torch.empty(num_g, rows, columns, dtype=dtype, device=device)
 
 
 def finish_terms(f: Factors, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -128,7 +145,7 @@ def _finish(
 class StackCache:
     """The last `Stack` of a layer, for as long as it is true."""
 
-    __slots__ = ("_dtype", "_routing", "_stack", "_watch")
+    __slots__ = ("_dtype", "_routing", "_stack", "_wanted", "_watch")
 
     def __init__(self) -> None:
         self.clear()
@@ -136,9 +153,12 @@ class StackCache:
     def clear(self) -> None:
         """Give the memory back; the next small batch stacks anew."""
         self._stack: Stack | None = None
+        self._dtype: torch.dtype | None = None
+        # The adapters that would have been stacked last time.
+        self._wanted: frozenset[str] = frozenset()
+        # Of a stack that is no longer true only the memory is kept, for the next.
         self._watch: Watch | None = None
         self._routing: Routing | None = None
-        self._dtype: torch.dtype | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -146,7 +166,7 @@ class StackCache:
         return 0 if self._stack is None else self._stack.num_bytes
 
     def find(self, adapters: tuple[str, ...], dtype: torch.dtype, routing: Routing) -> Stack | None:
-        """The stack of these adapters, in any order, if it is there and true; else it goes.
+        """The stack of these adapters, in any order, if it is there and true.
 
         Args:
             adapters: of the batch, those which the layer has.
@@ -161,8 +181,15 @@ class StackCache:
         if fits and dtype == self._dtype and watch.is_same(in_same_call=routing is self._routing):
             self._routing = routing
             return stack
-        self.clear()
+        if fits:
+            self._wanted = frozenset()  # it changed, and may go on to change
+        self._watch = self._routing = None
         return None
+
+    def is_due(self, adapters: tuple[str, ...]) -> bool:
+        """Whether a stack of these adapters was wanted the last time too."""
+        wanted, self._wanted = self._wanted, frozenset(adapters)
+        return wanted == self._wanted
 
     def make(
         self,
@@ -187,7 +214,7 @@ class StackCache:
         watch = Watch(layer, adapters, with_base=with_base)
         if not watch.is_possible:
             return None
-        stack = Stack.of(adapters, factors, bias, dtype)
+        stack = Stack.of(adapters, factors, bias, dtype, over=self._stack)
         self._stack, self._watch, self._dtype, self._routing = stack, watch, dtype, routing
         return stack
 

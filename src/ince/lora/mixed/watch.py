@@ -5,9 +5,9 @@ was made from. Torch counts in-place changes, and a pointer tells of new memory;
 takes a microsecond for ten tensors. Two things escape that:
 
 - a parameter or module that was replaced: the dictionaries of the modules are compared;
-- changes that torch does not count: through ``.data``, and by its fused optimizers. Sixteen
-  values of each tensor are compared, at the first use in every call. A change through ``.data``
-  that leaves all of them alone is not noticed.
+- changes that torch does not count: through ``.data``, and by its fused optimizers. A few values
+  of each tensor are compared, at the first use in every call. A change through ``.data`` that
+  leaves them all alone is not noticed.
 
 On devices other than a CPU a comparison of values would wait for the device. There nothing is
 taken to be the same in another call.
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 __all__ = ["Watch"]
 
+# Neighbors, from the middle. In a step the tensors have long left the
+# processor's caches, so what counts is the number of lines of memory that are touched: values
+# spread over a tensor took as long as the product.
 _NUM_SAMPLES = 16
-
-# A dictionary, a key in it, and what was found there.
-_Link = tuple[dict[str, Any], str, object]
 
 
 class Watch:
@@ -34,44 +34,53 @@ class Watch:
             adapters' names; what lies elsewhere in it concerns all adapters.
         adapter_names: those to watch.
         with_base: whether the frozen layer matters too, as it does for a norm of its weight.
+
+    Attributes:
+        is_possible: whether a change would be noticed at all.
     """
 
-    __slots__ = ("_links", "_num_tables", "_samples", "_stamp", "_tables", "_tensors", "_views")
+    __slots__ = (
+        "_addresses",
+        "_found",
+        "_keys",
+        "_num_tables",
+        "_samples",
+        "_tables",
+        "_tensors",
+        "_top",
+        "_versions",
+        "_views",
+        "is_possible",
+    )
 
     def __init__(
         self, layer: nn.Module, adapter_names: tuple[str, ...], *, with_base: bool
     ) -> None:
-        self._links: list[_Link] = []
         self._tensors: list[Tensor] = []
-        self._tables: dict[str, Any] = layer._modules
-        self._num_tables = len(self._tables)
+        # Side by side and not in tuples: there are hundreds in a layer, and making them in every
+        # layer of a model would set off Python's garbage collection, which takes longer than all.
+        self._tables: list[dict[str, Any]] = []
+        self._keys: list[str] = []
+        self._found: list[object] = []
+        self._top: dict[str, Any] = _tables_of(layer)[0]
+        self._num_tables = len(self._top)
         specs = vars(layer).get("specs", {})
-        self._links += [(specs, name, specs.get(name)) for name in adapter_names]
-        for key, table in layer._modules.items():
-            self._links.append((self._tables, key, table))
-            if table is None or (key == "base_layer" and not with_base):
-                continue
-            if isinstance(table, nn.ModuleDict):
-                for name in adapter_names:
-                    self._look_at(table._modules, name)
-            elif isinstance(table, nn.ParameterDict):
-                for name in adapter_names:
-                    self._look_at(table._parameters, name)
-            else:
-                self._look_into(table)
-        # They hold the memory: a pointer to memory given back could come again for another.
-        held = [tensor.detach() for tensor in self._tensors]
-        self._views = [_sample(tensor) for tensor in held] if self.is_possible else []
-        self._samples = torch.cat(self._views) if self._can_compare else None
-        self._stamp = self._now() if self.is_possible else []
-
-    @property
-    def is_possible(self) -> bool:
-        """Whether a change would be noticed: tensors of inference mode do not count theirs."""
-        return not any(
+        for name in adapter_names:
+            self._link(specs, name)
+        for key in self._top:
+            self._look_at_table(key, adapter_names, with_base=with_base)
+        # Tensors of inference mode do not count their changes.
+        self.is_possible = not any(
             tensor.is_inference() or tensor.is_meta or not tensor.is_contiguous()
             for tensor in self._tensors
         )
+        seen = self._tensors if self.is_possible else []
+        self._versions = [tensor._version for tensor in seen]
+        self._addresses = [tensor.data_ptr() for tensor in seen]
+        # They hold the memory: a pointer to memory given back could come again for another.
+        self._views = [_sample(tensor.detach()) for tensor in seen]
+        can_compare = bool(seen) and all(tensor.device.type == "cpu" for tensor in seen)
+        self._samples = torch.cat(self._views) if can_compare else None
 
     @property
     def requires_grad(self) -> bool:
@@ -80,41 +89,57 @@ class Watch:
 
     def is_same(self, *, in_same_call: bool) -> bool:
         """Whether nothing changed since; `in_same_call` spares the comparison of values."""
-        if len(self._tables) != self._num_tables or self._stamp != self._now():
+        if len(self._top) != self._num_tables:
             return False
-        for table, key, found in self._links:
+        stamps = zip(self._tensors, self._versions, self._addresses, strict=True)
+        for tensor, version, address in stamps:
+            if tensor._version != version or tensor.data_ptr() != address:
+                return False
+        for table, key, found in zip(self._tables, self._keys, self._found, strict=True):
             if table.get(key) is not found:
                 return False
         if in_same_call:
             return True
         return self._samples is not None and torch.equal(torch.cat(self._views), self._samples)
 
-    @property
-    def _can_compare(self) -> bool:
-        return bool(self._views) and all(view.device.type == "cpu" for view in self._views)
+    def _link(self, table: dict[str, Any], key: str) -> Any:
+        found = table.get(key)
+        self._tables.append(table)
+        self._keys.append(key)
+        self._found.append(found)
+        return found
 
-    def _now(self) -> list[int]:
-        stamp = [tensor._version for tensor in self._tensors]
-        stamp += [tensor.data_ptr() for tensor in self._tensors]
-        return stamp
+    def _look_at_table(self, key: str, adapter_names: tuple[str, ...], *, with_base: bool) -> None:
+        table = self._link(self._top, key)
+        if table is None or (key == "base_layer" and not with_base):
+            return
+        if isinstance(table, nn.ModuleDict | nn.ParameterDict):
+            modules, parameters, _ = _tables_of(table)
+            for name in adapter_names:
+                self._look_at(modules if isinstance(table, nn.ModuleDict) else parameters, name)
+        else:
+            self._look_into(table)
 
     def _look_at(self, table: dict[str, Any], key: str) -> None:
-        found = table.get(key)
-        self._links.append((table, key, found))
+        found = self._link(table, key)
         if isinstance(found, Tensor):
             self._tensors.append(found)
         elif isinstance(found, nn.Module):
             self._look_into(found)
 
     def _look_into(self, module: nn.Module) -> None:
-        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, module._modules)
-        for table in tables:
+        for table in _tables_of(module):
             for key in table:
                 self._look_at(table, key)
 
 
+def _tables_of(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What a module holds: modules, parameters, buffers."""
+    own = vars(module)
+    return own["_modules"], own["_parameters"], own["_buffers"]
+
+
 def _sample(tensor: Tensor) -> Tensor:
     flat = tensor.view(-1)
-    # An odd step does not keep to one column of a matrix.
-    step = max(1, flat.numel() // _NUM_SAMPLES) | 1
-    return flat[::step][:_NUM_SAMPLES]
+    middle = flat.numel() // 2
+    return flat[middle : middle + _NUM_SAMPLES]
