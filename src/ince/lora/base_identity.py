@@ -1,31 +1,43 @@
-"""Which base a model is, where its files say so: a digest that travels with it.
+"""Which base a model is, where its files say so: their digest, noted on it.
 
 An adapter that was trained on one base is wrong on another of the same shape, and nothing would
-show it. So what loads a model from files notes their digest on it, adapters carry the digest of
-their base in a file beside PEFT's two, and the two are compared. A model without a note is
-whatever it is: then nothing is compared.
+show it. So what loads a model from files notes where it came from, adapters carry the digest of
+their base's weights in a file beside PEFT's two, and the two are compared. A model without a
+note is whatever it is: then nothing is compared.
 """
+
+from typing import Protocol, cast
 
 from torch import nn
 
 from ince.errors import AdapterError
 
-__all__ = ["base_digest", "check_base_digest", "forget_base_digest", "note_base_digest"]
+__all__ = ["Origin", "base_digest", "check_base_digest", "forget_origin", "note_origin"]
 
-_ATTRIBUTE = "_ince_base_digest"
+_ATTRIBUTE = "_ince_origin"
 
 
-def note_base_digest(model: nn.Module, digest: str) -> None:
-    """Remember on `model` which files it was loaded from."""
-    setattr(model, _ATTRIBUTE, digest)
+class Origin(Protocol):
+    """Where a model came from."""
+
+    @property
+    def weights_digest(self) -> str:
+        """Of the files with its weights; may be computed when asked for."""
+        ...
+
+
+def note_origin(model: nn.Module, origin: Origin) -> None:
+    """Remember on `model` where it came from."""
+    setattr(model, _ATTRIBUTE, origin)
 
 
 def base_digest(model: nn.Module) -> str | None:
-    """What was noted, or None."""
-    return vars(model).get(_ATTRIBUTE)
+    """The digest of the weights that `model` was loaded with, where that was noted."""
+    origin = cast("Origin | None", vars(model).get(_ATTRIBUTE))
+    return None if origin is None else origin.weights_digest
 
 
-def forget_base_digest(model: nn.Module) -> None:
+def forget_origin(model: nn.Module) -> None:
     """For a copy whose weights are others."""
     vars(model).pop(_ATTRIBUTE, None)
 
@@ -41,12 +53,14 @@ def check_base_digest(model: nn.Module, digest: str | None, *, where: object) ->
     Raises:
         AdapterError: both digests are known, and differ.
     """
+    if digest is None:
+        return
     mine = base_digest(model)
-    if digest is not None and mine is not None and digest != mine:
+    if mine is not None and digest != mine:
         raise AdapterError(
             "the adapter was trained on another base",
             where=where,
-            got=f"a base with digest {mine}",
+            got=f"a base whose weights have digest {mine}",
             expected=f"digest {digest}",
             do="load it on the base it was trained on; to use it here all the same, remove its "
             "ince.json",

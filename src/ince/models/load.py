@@ -9,6 +9,7 @@ import torch
 
 from ince.errors import CorruptFileError, InputError, ModelReferenceError, did_you_mean
 from ince.formats.checkpoint import Checkpoint
+from ince.lora.base_identity import note_origin
 from ince.models.build import EmptyOnMeta, can_stream, stream_into
 from ince.models.quiet import quiet_transformers
 from ince.models.reference import ResolvedModel, resolve
@@ -74,6 +75,7 @@ def load_model(
     _check_vocabulary(model, tokenizer, resolved.folder)
     model.name_or_path = resolved.name
     model.config.name_or_path = resolved.name
+    note_origin(model, resolved)
     model.requires_grad_(False)
     return model.eval(), tokenizer
 

@@ -71,6 +71,13 @@ class ResolvedModel:
         names = [p.name for p in self.folder.iterdir() if p.is_file() and p.suffix in _DIGESTED]
         return folder_digest(self.folder, names)
 
+    @cached_property
+    def weights_digest(self) -> str:
+        """As `digest`, over the weights alone: what an adapter depends on."""
+        if self.source is not None:
+            return file_digest(self.source)
+        return folder_digest(self.folder, [p.name for p in self.folder.glob("*.safetensors")])
+
 
 def resolve(
     reference: str | Path,

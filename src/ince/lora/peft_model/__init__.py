@@ -1,8 +1,8 @@
 """A model with adapters under the names of PEFT's API.
 
-    PeftModel        what a program holds: files in and out, forward, generate, counts
-    └── base_model   LoraModel: which adapters there are, which are on, what becomes of them
-        └── model    the base, its layers adapted in place
+PeftModel        what a program holds: files in and out, forward, generate, counts
+└── base_model   LoraModel: which adapters there are, which are on, what becomes of them
+└── model    the base, its layers adapted in place
 """
 
 from ince.lora.peft_model.auto import (
@@ -15,6 +15,7 @@ from ince.lora.peft_model.auto import (
     AutoPeftModelForTokenClassification,
 )
 from ince.lora.peft_model.kbit import cast_mixed_precision_params, prepare_model_for_kbit_training
+from ince.lora.peft_model.loading import LoadResult
 from ince.lora.peft_model.lora_model import LoraModel
 from ince.lora.peft_model.method import PeftType
 from ince.lora.peft_model.plain import (
@@ -22,7 +23,7 @@ from ince.lora.peft_model.plain import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-from ince.lora.peft_model.shell import LoadResult, PeftModel
+from ince.lora.peft_model.shell import PeftModel
 from ince.lora.peft_model.status import (
     TunerLayerStatus,
     TunerModelStatus,

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ince.errors import AdapterError, InputError
-from ince.formats.adapter import CONFIG_FILE
 from ince.files import read_json
+from ince.formats.adapter import CONFIG_FILE
 from ince.lora.config import PeftConfig, read_config
 from ince.lora.peft_model.hub import HubOptions
 from ince.lora.peft_model.shell import PeftModel
@@ -101,9 +101,7 @@ class AutoPeftModel:
         )
         _enlarge(base, folder)
         shell = shell_for(config, base) if cls._shell is PeftModel else cls._shell
-        return shell.from_pretrained(
-            base, folder, adapter_name, is_trainable, config, **of_adapter
-        )
+        return shell.from_pretrained(base, folder, adapter_name, is_trainable, config, **of_adapter)
 
     @classmethod
     def _class_of_base(cls, config: PeftConfig, folder: Path) -> Any:

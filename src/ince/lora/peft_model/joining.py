@@ -1,15 +1,15 @@
-"""Whether an adapter may join a model: those that are there already have a say."""
+"""Names of adapters, and whether one may join: those that are there already have a say."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from torch import nn
 
-from ince.errors import AdapterError
+from ince.errors import AdapterError, did_you_mean
 from ince.lora.config import PeftConfig
 from ince.lora.layers.adapted import Adapted
 
-__all__ = ["base_name", "check_joins", "check_not_adapted", "with_base_name"]
+__all__ = ["base_name", "check_joins", "check_not_adapted", "known_names", "with_base_name"]
 
 _Config = TypeVar("_Config", bound=PeftConfig)
 
@@ -64,6 +64,29 @@ def base_name(model: nn.Module) -> str | None:
     """What a transformers model was loaded as."""
     name = getattr(model, "name_or_path", None)
     return name if isinstance(name, str) and name else None
+
+
+def known_names(names: str | Sequence[str], known: Mapping[str, object]) -> list[str]:
+    """`names` as a list without repetitions, all of which are in `known`.
+
+    Raises:
+        AdapterError: one is not; or there are none.
+    """
+    listed = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+    for name in listed:
+        if name not in known:
+            raise AdapterError(
+                f"the model has no adapter {name!r}",
+                expected=", ".join(known) or "no adapter is left",
+                do=did_you_mean(str(name), known),
+            )
+    if not listed:
+        raise AdapterError(
+            "no adapter is named",
+            expected=", ".join(known),
+            do="to use none, call disable_adapter()",
+        )
+    return listed
 
 
 def _trains_biases(config: PeftConfig) -> bool:

@@ -20,7 +20,7 @@ def prepare_model_for_kbit_training(
     gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
     auto_clear_cache: bool = True,  # noqa: ARG001
 ) -> _Model:
-    """Freeze a base, quantized or not, and let it compute activations again instead of keeping them.
+    """Freeze a base, quantized or not, and let it recompute activations instead of keeping them.
 
     No weight is cast. PEFT makes all that is not quantized float32, embeddings and output head
     too, which for a large vocabulary is more than the quantization saved. A frozen weight gains

@@ -7,20 +7,24 @@ place; its weights are never changed.
 It is also the step between shell and base that gives parameters PEFT's names.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ince.errors import AdapterError, did_you_mean
+from ince.errors import AdapterError
 from ince.lora.config import PeftConfig
 from ince.lora.layers.adapted import adapted_modules
 from ince.lora.layers.state import AdapterState
 from ince.lora.peft_model.combining import combined_adapter, reduced_adapter
-from ince.lora.peft_model.joining import check_joins, check_not_adapted, with_base_name
-from ince.lora.peft_model.merging import base_dtype, merge_in_place, merged_copy
+from ince.lora.peft_model.joining import (
+    check_joins,
+    check_not_adapted,
+    known_names,
+    with_base_name,
+)
+from ince.lora.peft_model.merging import active_for_now, base_dtype, merge_in_place, merged_copy
 from ince.lora.placement.inject import (
     delete_adapter,
     inject,
@@ -29,7 +33,7 @@ from ince.lora.placement.inject import (
     restore_base,
 )
 
-__all__ = ["LoraModel", "known_names"]
+__all__ = ["LoraModel"]
 
 
 class LoraModel(nn.Module):
@@ -266,7 +270,7 @@ class LoraModel(nn.Module):
             AdapterError: no adapter of a name, or a merged weight is not finite.
         """
         names = self._names_to_merge(adapter_names)
-        with self._active_for_now(names):
+        with active_for_now(self.adapter_state, names):
             return merged_copy(self.model, dtype or base_dtype(self.model), progressbar)
 
     def unload(self) -> nn.Module:
@@ -286,16 +290,6 @@ class LoraModel(nn.Module):
             )
         return known_names(adapter_names, self.peft_config)
 
-    @contextlib.contextmanager
-    def _active_for_now(self, names: list[str]) -> Iterator[None]:
-        state = self.adapter_state
-        before = state.active, state.disabled
-        state.active, state.disabled = tuple(names), False
-        try:
-            yield
-        finally:
-            state.active, state.disabled = before
-
     # ------------------------------------------------------------------------------- combining
 
     def add_weighted_adapter(
@@ -311,11 +305,11 @@ class LoraModel(nn.Module):
         density: float | None = None,
         majority_sign_method: str = "total",
     ) -> None:
-        """Add an adapter that is a combination of others. It is not active, and not trained.
+        """Add a combination of adapters, neither active nor trained.
 
-        `ince.lora.combine.KINDS` lists the combinations; "cat" and "svd" (of enough rank) give
-        the weighted sum of the updates. Where one of the adapters trains a module whole, the
-        new one has that module as it is; where several do, there is no combination.
+        `ince.lora.combine.KINDS` lists the kinds; "cat" and "svd" (of enough rank) give the
+        weighted sum of the updates. A module that one of the adapters trains whole is taken
+        over as it is; there is no combination of several.
 
         Args:
             adapters: their names.
@@ -394,26 +388,3 @@ class LoraModel(nn.Module):
             if name == "model":  # not there before __init__ ends
                 raise
             return getattr(self.model, name)
-
-
-def known_names(names: str | Sequence[str], known: Mapping[str, object]) -> list[str]:
-    """`names` as a list without repetitions, all of which are in `known`.
-
-    Raises:
-        AdapterError: one is not; or there are none.
-    """
-    listed = [names] if isinstance(names, str) else list(dict.fromkeys(names))
-    for name in listed:
-        if name not in known:
-            raise AdapterError(
-                f"the model has no adapter {name!r}",
-                expected=", ".join(known) or "no adapter is left",
-                do=did_you_mean(str(name), known),
-            )
-    if not listed:
-        raise AdapterError(
-            "no adapter is named",
-            expected=", ".join(known),
-            do="to use none, call disable_adapter()",
-        )
-    return listed

@@ -9,8 +9,9 @@ from ince.errors import ConfigError, InputError
 from ince.lora.config import PeftConfig
 from ince.lora.layers.adapted import PREFIX
 from ince.lora.peft_model.embeddings import embeddings_to_save
+from ince.lora.peft_model.loading import LoadResult
 from ince.lora.peft_model.saving import tensors_of_state
-from ince.lora.peft_model.shell import LoadResult, PeftModel
+from ince.lora.peft_model.shell import PeftModel
 from ince.lora.placement.inject import adapter_tensors, inject, load_adapter_tensors
 
 __all__ = ["get_peft_model_state_dict", "inject_adapter_in_model", "set_peft_model_state_dict"]

@@ -10,20 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ince.errors import AdapterError, InputError
-from ince.lora.base_identity import check_base_digest
 from ince.lora.config import PeftConfig
-from ince.lora.peft_model.embeddings import take_embeddings
 from ince.lora.peft_model.hub import HubOptions, refuse_options, upload_adapters
-from ince.lora.peft_model.joining import check_not_adapted
-from ince.lora.peft_model.lora_model import LoraModel, known_names
+from ince.lora.peft_model.joining import check_not_adapted, known_names
+from ince.lora.peft_model.loading import LoadResult, check_not_offloaded, load_into
+from ince.lora.peft_model.lora_model import LoraModel
 from ince.lora.peft_model.precision import in_base_precision
-from ince.lora.peft_model.renewing import renew
 from ince.lora.peft_model.rows import num_rows_of, routed
 from ince.lora.peft_model.saving import save_adapters
 from ince.lora.peft_model.source import Reference, read_source
@@ -33,17 +31,9 @@ from ince.lora.peft_model.status import (
     get_layer_status,
     get_model_status,
 )
-from ince.lora.placement.inject import check_adapter_name
 from ince.quant import num_weights
 
-__all__ = ["LoadResult", "PeftModel"]
-
-
-class LoadResult(NamedTuple):
-    """What PEFT's `load_adapter` returns; always empty, since missing keys are an error here."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
+__all__ = ["PeftModel"]
 
 
 class PeftModel(nn.Module):
@@ -91,37 +81,35 @@ class PeftModel(nn.Module):
         config: PeftConfig | None = None,
         autocast_adapter_dtype: bool = True,
         ephemeral_gpu_offload: bool = False,
-        low_cpu_mem_usage: bool = False,
+        low_cpu_mem_usage: bool = False,  # noqa: ARG003
         key_mapping: Mapping[str, str] | None = None,
         **kwargs: Any,
-    ) -> Self:
+    ) -> "PeftModel":
         """Put a trained adapter on `model`, in place. See `load_adapter` for the arguments.
 
         Args:
             model: the base it was trained on, 16-bit or quantized.
-            config: in place of the one in the file.
+
+        Returns:
+            Of this class; from `PeftModel` itself, of the class for the adapter's task.
 
         Raises:
             InputError, ConfigError, AdapterError, CorruptFileError: see `load_adapter`. The
                 model is as it was.
         """
         check_not_adapted(model)
+        check_not_offloaded(ephemeral_gpu_offload)
+        source = read_source(model_id, HubOptions.of(kwargs), config, key_mapping)
+        if cls is PeftModel:
+            from ince.lora.peft_model.tasks import shell_for
+
+            cls = shell_for(source.config, model)  # noqa: PLW0642
         self = cls.__new__(cls)
         nn.Module.__init__(self)
         self.base_model = LoraModel(model)
         self.training = model.training
-        self.load_adapter(
-            model_id,
-            adapter_name,
-            is_trainable,
-            autocast_adapter_dtype=autocast_adapter_dtype,
-            ephemeral_gpu_offload=ephemeral_gpu_offload,
-            low_cpu_mem_usage=low_cpu_mem_usage,
-            key_mapping=key_mapping,
-            config=config,
-            **kwargs,
-        )
-        return self
+        load_into(self.base_model, source, adapter_name, is_trainable, autocast_adapter_dtype)
+        return self if is_trainable else self.eval()
 
     # ------------------------------------------------------------------------- adapters in, out
 
@@ -182,37 +170,11 @@ class PeftModel(nn.Module):
                 misshaped tensors are named. The model is as it was.
             CorruptFileError: a file is cut off or garbled.
         """
-        if ephemeral_gpu_offload:
-            raise InputError(
-                "ephemeral_gpu_offload is not supported",
-                do="leave it out: a layer is computed on where its weights lie",
-            )
-        check_adapter_name(adapter_name)
-        options = HubOptions.of(kwargs)
-        model = self.get_base_model()
-        known = self.peft_config.get(adapter_name)
-        source = read_source(
-            model_id,
-            options,
-            config=known if isinstance(model_id, Mapping) and config is None else config,
-            key_mapping=key_mapping,
-        )
-        check_base_digest(model, source.base_digest, where=source.where)
-        adapter_config, tensors = take_embeddings(model, source.config, source.tensors, source.where)
-        if known is not None:
-            renew(model, adapter_name, known, adapter_config, tensors, source.where)
-            self.base_model.set_requires_grad(adapter_name, is_trainable)
-        else:
-            self.base_model.add_tensors(
-                adapter_name,
-                adapter_config,
-                tensors,
-                is_trainable=is_trainable,
-                may_keep=source.is_own,
-                where=source.where,
-            )
-        if not autocast_adapter_dtype:
-            in_base_precision(model, adapter_name)
+        check_not_offloaded(ephemeral_gpu_offload)
+        if isinstance(model_id, Mapping) and config is None:
+            config = self.peft_config.get(adapter_name)
+        source = read_source(model_id, HubOptions.of(kwargs), config, key_mapping)
+        load_into(self.base_model, source, adapter_name, is_trainable, autocast_adapter_dtype)
         if not is_trainable:
             self.eval()
         return LoadResult([], [])
@@ -238,10 +200,9 @@ class PeftModel(nn.Module):
             save_embedding_layers: the base's embeddings too. "auto": where the vocabulary is
                 another than that of the base's folder.
             is_main_process: False writes nothing.
-            path_initial_model_for_weight_conversion: for starts that are taken off the base
-                (PiSSA, OLoRA, LoRA-GA): write a plain LoRA adapter of twice the rank. The
-                folder of the untrained adapter, which is read where the model no longer knows
-                the start.
+            path_initial_model_for_weight_conversion: folder of the untrained adapter: write a
+                start that is taken off the base (PiSSA, OLoRA, LoRA-GA) as plain LoRA, of
+                twice the rank. It is read where the model no longer knows the start.
             state_dict: of this model, gathered from several devices, in place of its weights.
 
         Raises:
@@ -370,11 +331,11 @@ class PeftModel(nn.Module):
             state.disabled = before
 
     def get_layer_status(self) -> list[TunerLayerStatus]:
-        """What each adapted layer is in."""
+        """Of every adapted module."""
         return get_layer_status(self)
 
     def get_model_status(self) -> TunerModelStatus:
-        """What the adapters of the model are in."""
+        """Of all of them together."""
         return get_model_status(self)
 
     # ----------------------------------------------------------------------------------- model

@@ -42,7 +42,6 @@ class Source:
 def read_source(
     reference: Reference,
     options: HubOptions,
-    *,
     config: PeftConfig | None = None,
     key_mapping: Mapping[str, str] | None = None,
 ) -> Source:
@@ -109,7 +108,9 @@ def _with_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {PREFIX + name: tensor for name, tensor in tensors.items()}
 
 
-def _renamed(tensors: dict[str, Tensor], key_mapping: Mapping[str, str] | None) -> dict[str, Tensor]:
+def _renamed(
+    tensors: dict[str, Tensor], key_mapping: Mapping[str, str] | None
+) -> dict[str, Tensor]:
     if not key_mapping:
         return tensors
     patterns = [(re.compile(pattern), new) for pattern, new in key_mapping.items()]

@@ -158,7 +158,9 @@ def _layer_status(name: str, module: Adapted) -> TunerLayerStatus:
         enabled=not module.state.disabled,
         active_adapters=list(module.state.active),
         merged_adapters=[] if layer is None else list(layer.merged_adapters),
-        requires_grad={key: _all_or_none(t.requires_grad for t in tensors[key]) for key in adapters},
+        requires_grad={
+            key: _all_or_none(t.requires_grad for t in tensors[key]) for key in adapters
+        },
         available_adapters=adapters,
         devices={key: sorted({t.device.type for t in tensors[key]}) for key in adapters},
         quantization_backend="ince nf4" if isinstance(base, Linear4bit) else None,
