@@ -45,7 +45,7 @@ def prove_merge(session: "Session") -> None:
         (EXACT_PROOF, torch.float32, EXACT_LIMIT),
         (ROUNDED_PROOF, None, ROUNDED_LIMIT),
     ):
-        merged = session.model.merge_and_unload(dtype).float()
+        merged = session.model.merge_and_unload(dtype=dtype).float()
         parity = compare_logits(adapter, merged, probes)
         del merged  # one merged model in memory at a time
         give_back()
