@@ -70,6 +70,12 @@ def write_adapter(
     folder = Path(folder)
     _check_finite(tensors, where=folder)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    seen: set[int] = set()
+    for name, tensor in plain.items():
+        # Tied weights come under each of their names, and the format shares no memory.
+        memory = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
     content = {
         WEIGHTS_FILE: save(plain, metadata={"format": "pt"}),
         CONFIG_FILE: json.dumps(config, indent=2, sort_keys=True, allow_nan=False).encode(),

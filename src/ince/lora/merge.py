@@ -4,15 +4,20 @@ Merging returns new weights and leaves the model as it is. It goes to 16 or 32 b
 back to 4: quantizing again rounds a small update away.
 """
 
-import copy
 from collections.abc import Iterator
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from ince.lora.layers.adapted import Adapted, MergedTensor, outer_modules
-from ince.quant import Linear4bit
+from ince.lora.layers.adapted import (
+    Adapted,
+    MergedTensor,
+    base_of,
+    outer_modules,
+    own_parameters,
+)
+from ince.lora.layers.plain import plain_copy, plain_tensors
 
 __all__ = [
     "MergedTensor",
@@ -32,24 +37,14 @@ def merged_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[MergedTenso
         model: a `PeftModel`, or a model with adapted or 4-bit layers, or with neither.
         dtype: of floating-point parameters. Buffers that are stored keep theirs.
 
-    Tied weights come once, under their first name, as in a saved checkpoint.
+    Tied weights come once, under their first name, as in a saved checkpoint. Where adapters
+    have made them different, each comes under its own.
     """
-    seen: set[int] = set()
-    for name, module in outer_modules(_unwrapped(model)):
-        prefix = f"{name}." if name else ""
-        if isinstance(module, Adapted):
-            yield from module.merged_tensors(prefix, dtype)
-            continue
-        if isinstance(module, Linear4bit):
-            yield from _dequantized(prefix, module, dtype)
-            continue
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield _as_is(prefix + leaf, parameter, dtype)
-        for leaf, buffer in module.named_buffers(recurse=False):
-            if leaf not in module._non_persistent_buffers_set:  # pyright: ignore[reportPrivateUsage]
-                yield _as_is(prefix + leaf, buffer, buffer.dtype)
+    model = _unwrapped(model)
+    repeated = _repeated(model)
+    for tensor in plain_tensors("", model, dtype):
+        if tensor.name not in repeated:
+            yield tensor
 
 
 def merged_state_dict(
@@ -70,20 +65,14 @@ def merged_model(model: _Model, dtype: torch.dtype) -> _Model:
     """A new model of the same class with plain layers and merged weights.
 
     The given model, its adapters and its frozen base are left as they are; nothing is shared.
+    What was tied is tied, unless adapters have made it different.
     """
-    # What the copy meets at these addresses it takes as copied already.
-    memo: dict[int, object] = {
-        id(module): module.merged_module(dtype)
-        if isinstance(module, Adapted)
-        else _plain_linear(module, dtype)
-        for _, module in outer_modules(model)
-        if isinstance(module, Adapted | Linear4bit)
-    }
-    merged = copy.deepcopy(model, memo)
-    for parameter in merged.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-        parameter.requires_grad_(False)
+    merged = plain_copy(model, dtype)
+    for group in _weights_by_name(model):
+        if _is_whole(group):
+            first, *others = (merged.get_submodule(name) for name in group)
+            for module in others:
+                module.register_parameter("weight", own_parameters(first)["weight"])
     config = getattr(merged, "config", None)
     if config is not None:
         make_config_plain(config, model, dtype)
@@ -93,53 +82,52 @@ def merged_model(model: _Model, dtype: torch.dtype) -> _Model:
 def make_config_plain(config: object, model: nn.Module, dtype: torch.dtype) -> None:
     """Change a copy of the config of `model`, a transformers model, to that of its merged form.
 
-    It names the dtype and no quantization; and when an output head that shares its weight
-    with the input embedding was adapted, the two are tied no longer.
+    It names the dtype and no quantization; and where adapters have made an output head and the
+    input embedding different that were one weight, the two are tied no longer.
     """
     if hasattr(config, "quantization_config"):
         delattr(config, "quantization_config")
     setattr(config, "dtype", dtype)  # noqa: B010  transformers' configs are open
-    if _adapts_tied_weight(model):
+    broken = any(not _is_whole(group) for group in _weights_by_name(_unwrapped(model)))
+    # T5's config is tied always; with False in it, it would scale its outputs otherwise.
+    # transformers leaves weights apart that a checkpoint has apart.
+    if broken and not hasattr(config, "scale_decoder_outputs"):
         setattr(config, "tie_word_embeddings", False)  # noqa: B010
 
 
-def _adapts_tied_weight(model: nn.Module) -> bool:
-    elsewhere = {
-        id(parameter)
-        for _, module in outer_modules(model)
-        if not isinstance(module, Adapted)
-        for parameter in module.parameters(recurse=False)
-    }
-    return any(
-        id(parameter) in elsewhere
-        for _, module in outer_modules(model)
-        if isinstance(module, Adapted)
-        for parameter in module.base_layer.parameters(recurse=False)
-    )
+_Key = tuple[int, ...]
 
 
-def _plain_linear(layer: Linear4bit, dtype: torch.dtype) -> nn.Linear:
-    bias = layer.bias
-    linear = nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta")
-    linear.weight = nn.Parameter(layer.dequantize(dtype), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().to(dtype, copy=True), requires_grad=False)
-    linear.train(layer.training)
-    return linear
+def _weights_by_name(model: nn.Module) -> list[dict[str, _Key]]:
+    """The modules of each weight that is shared, with what says which merged weight they have."""
+    groups: dict[int, dict[str, _Key]] = {}
+    for name, module in outer_modules(model):
+        weight = own_parameters(base_of(module)).get("weight")
+        if weight is not None:
+            key = module.weight_key() if isinstance(module, Adapted) else (id(weight),)
+            groups.setdefault(id(weight), {})[name] = key
+    return [group for group in groups.values() if len(group) > 1]
 
 
-def _dequantized(prefix: str, layer: Linear4bit, dtype: torch.dtype) -> Iterator[MergedTensor]:
-    shape = layer.weight_shape
-    yield MergedTensor(f"{prefix}weight", shape, dtype, lambda: layer.dequantize(dtype))
-    if layer.bias is not None:
-        yield _as_is(f"{prefix}bias", layer.bias, dtype)
+def _is_whole(group: dict[str, _Key]) -> bool:
+    return len(set(group.values())) == 1
 
 
-def _as_is(name: str, tensor: Tensor, dtype: torch.dtype) -> MergedTensor:
-    target = dtype if tensor.is_floating_point() else tensor.dtype
-    return MergedTensor(
-        name, tuple(tensor.shape), target, lambda: tensor.detach().to(target, copy=True)
-    )
+def _repeated(model: nn.Module) -> set[str]:
+    """The names of tensors that come under another name before."""
+    repeated: set[str] = set()
+    broken: set[str] = set()
+    for group in _weights_by_name(model):
+        names = [f"{name}.weight" if name else "weight" for name in group]
+        (repeated if _is_whole(group) else broken).update(names[1:])
+    seen: set[int] = set()
+    for name, module in outer_modules(model):
+        for leaf, parameter in own_parameters(base_of(module)).items():
+            full = f"{name}.{leaf}" if name else leaf
+            if id(parameter) in seen and full not in broken and not isinstance(module, Adapted):
+                repeated.add(full)
+            seen.add(id(parameter))
+    return repeated
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -5,16 +5,24 @@ of adapted module is a new class and no new branch.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ince.lora.layers.state import AdapterState
 
-__all__ = ["PREFIX", "Adapted", "MergedTensor", "adapted_modules", "outer_modules"]
+__all__ = [
+    "PREFIX",
+    "Adapted",
+    "MergedTensor",
+    "adapted_modules",
+    "base_of",
+    "outer_modules",
+    "own_parameters",
+]
 
 PREFIX = "base_model.model."
 """How the names of a base's modules begin in an adapter's file."""
@@ -57,10 +65,35 @@ class Adapted(nn.Module):
     def merged_module(self, dtype: torch.dtype) -> nn.Module:
         """A new plain module with the active adapters in its weights; nothing is shared."""
 
+    def chain(self) -> Iterator["Adapted"]:
+        """This one, and the adapted modules that it holds in the same place, the outer first."""
+        yield self
+        if isinstance(self.base_layer, Adapted):
+            yield from self.base_layer.chain()
+
+    def get_base_layer(self) -> nn.Module:
+        """The base's own module, under all that adapts it."""
+        base = self.base_layer
+        return base.get_base_layer() if isinstance(base, Adapted) else base
+
+    def weight_key(self) -> tuple[int, ...]:
+        """Equal for modules whose merged ``weight`` is one and the same."""
+        weight = own_parameters(self.get_base_layer()).get("weight")
+        return (id(self),) if weight is None or self.active_here() else (id(weight),)
+
+    def check_active(self, adapter_names: Sequence[str]) -> None:
+        """Whether these may be active together here; all may, where nothing else is said.
+
+        Raises:
+            AdapterError: they may not.
+        """
+
     def keyed_tensors(self, module_name: str, adapter_name: str) -> dict[str, Tensor]:
-        """`tensors` under the full names of the file."""
+        """`tensors` under the full names of the file, and what all layers share."""
         stem = f"{PREFIX}{module_name}."
-        return {stem + suffix: t for suffix, t in self.tensors(adapter_name).items()}
+        keyed = {stem + suffix: t for suffix, t in self.tensors(adapter_name).items()}
+        shared = self.state.shared.get(adapter_name)
+        return keyed if shared is None or not keyed else keyed | shared.tensors()
 
     def active_here(self) -> list[str]:
         """The active adapters that are in this module."""
@@ -74,10 +107,25 @@ class Adapted(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            base = self.__dict__.get("_modules", {}).get("base_layer")
-            if base is None or name == "base_layer":
+            base = None if name == "base_layer" else self._stand_in()
+            if base is None:
                 raise
             return getattr(base, name)
+
+    def _stand_in(self) -> nn.Module | None:
+        """Who answers for what is not ours; None before there is one."""
+        return self.__dict__.get("_modules", {}).get("base_layer")
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A module's own parameters, not those of modules in it, in the order of declaration."""
+    table: dict[str, nn.Parameter | None] = vars(module)["_parameters"]
+    return {name: parameter for name, parameter in table.items() if parameter is not None}
+
+
+def base_of(module: nn.Module) -> nn.Module:
+    """The base's own module, whether it is adapted or not."""
+    return module.get_base_layer() if isinstance(module, Adapted) else module
 
 
 def adapted_modules(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
@@ -87,11 +135,27 @@ def adapted_modules(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
             yield name, module
 
 
-def outer_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module of `model` by dotted name, the root first, without adapted modules' insides."""
-    inside = ""
-    for name, module in model.named_modules():
-        if inside and name.startswith(inside):
+def outer_modules(model: nn.Module, *, every_name: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """Every module of `model` by dotted name, the root first, without adapted modules' insides.
+
+    Those are not even walked: what is in them grows with the number of adapters.
+
+    Args:
+        model: a plain model.
+        every_name: give a module that is used in several places under each of its names.
+    """
+    seen: set[int] = set()
+    waiting: list[tuple[str, nn.Module]] = [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        if id(module) in seen and not every_name:
             continue
-        inside = f"{name}." if isinstance(module, Adapted) else ""
+        seen.add(id(module))
         yield name, module
+        if not isinstance(module, Adapted):
+            stem = f"{name}." if name else ""
+            waiting += [
+                (stem + key, child)
+                for key, child in reversed(module._modules.items())  # pyright: ignore[reportPrivateUsage]
+                if child is not None
+            ]

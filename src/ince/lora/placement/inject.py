@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ince.errors import AdapterError
 from ince.lora.config import LoraConfig
-from ince.lora.layers.adapted import Adapted, adapted_modules
+from ince.lora.layers.adapted import Adapted, adapted_modules, outer_modules
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.state import AdapterState
-from ince.lora.placement.places import LayerPlace, Place
-from ince.lora.placement.targets import find_targets, resolve
+from ince.lora.layers.wrapper import Wrapper
+from ince.lora.placement.find import find_places, find_places_of
+from ince.lora.placement.places import Place
 from ince.lora.placement.tensors import check_tensors
-from ince.lora.placement.start import start_adapter
 
 __all__ = [
     "adapter_names",
@@ -64,11 +64,11 @@ def inject(
         AdapterError: there is an adapter of this name already, or the name cannot be used.
     """
     places, resolved = find_places(model, config)
-    added = _inject(model, adapter_name, places, state)
+    _inject(model, adapter_name, places, state)
+    modules = dict(adapted_modules(model))
     try:
-        for adapted in added:
-            if isinstance(adapted, LoraLayer):
-                start_adapter(adapted, adapter_name, config)
+        for place in places:
+            place.start(modules[place.name], adapter_name, resolved)
     except BaseException:
         delete_adapter(model, adapter_name)
         raise
@@ -100,12 +100,13 @@ def inject_tensors(
         ConfigError, AdapterError: as `inject`; or tensors are missing, left over or of
             another shape. The model is as it was.
     """
-    places, resolved = find_places(model, config, strict=False)
-    check_tensors(_shapes(places), tensors, where)
+    found = find_places_of(model, config, fresh=False, keys=tensors.keys())
+    tensors = found.fitted(tensors)
+    check_tensors(_shapes(found.places), tensors, where)
     # Every weight is about to be replaced: no random numbers are needed.
-    _inject(model, adapter_name, places, state)
+    _inject(model, adapter_name, found.places, state)
     _fill(model, adapter_name, tensors, may_keep=may_keep)
-    return resolved
+    return found.config
 
 
 def load_adapter_tensors(
@@ -131,11 +132,7 @@ def load_adapter_tensors(
 
 def adapter_tensors(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
     """An adapter's weights by PEFT's names, detached, not copied."""
-    return {
-        name: tensor.detach()
-        for module_name, adapted in adapted_modules(model)
-        for name, tensor in adapted.keyed_tensors(module_name, adapter_name).items()
-    }
+    return {name: t.detach() for name, t in _live_tensors(model, adapter_name).items()}
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -166,12 +163,18 @@ def state_of(model: nn.Module) -> AdapterState:
 
 def delete_adapter(model: nn.Module, adapter_name: str) -> None:
     """Take an adapter out; modules without any adapter left are the base's again."""
+    state_of(model).shared.pop(adapter_name, None)
     addresses = _addresses(model)
     for _, adapted in list(adapted_modules(model)):
         adapted.delete_adapter(adapter_name)
-        if not adapted.adapter_names():
+        left: nn.Module = adapted
+        while isinstance(left, Wrapper) and not left.own_names():
+            left = left.base_layer
+        if isinstance(left, Adapted) and not left.adapter_names():
+            left = left.get_base_layer()
+        if left is not adapted:
             for address in addresses[id(adapted)]:
-                model.set_submodule(address, adapted.base_layer)
+                model.set_submodule(address, left)
 
 
 def restore_base(model: nn.Module) -> None:
@@ -180,19 +183,6 @@ def restore_base(model: nn.Module) -> None:
     for _, adapted in list(adapted_modules(model)):
         for address in addresses[id(adapted)]:
             model.set_submodule(address, adapted.get_base_layer())
-
-
-def find_places(
-    model: nn.Module, config: LoraConfig, *, strict: bool = True
-) -> tuple[list[Place], LoraConfig]:
-    """Where `config` puts an adapter, in the model's order, and the config resolved.
-
-    Raises:
-        ConfigError: the config does not fit the model.
-    """
-    targets = find_targets(model, config, strict=strict)
-    places: list[Place] = [LayerPlace(target) for target in targets]
-    return places, resolve(model, config, targets)
 
 
 def check_adapter_name(adapter_name: str) -> None:
@@ -219,7 +209,7 @@ def _inject(
     adapter_name: str,
     places: Sequence[Place],
     state: AdapterState | None = None,
-) -> list[Adapted]:
+) -> None:
     check_adapter_name(adapter_name)
     if any(adapter_name in adapted.adapter_names() for _, adapted in adapted_modules(model)):
         raise AdapterError(
@@ -232,21 +222,32 @@ def _inject(
         model.requires_grad_(False)
         state.active = (adapter_name,)
     addresses = _addresses(model)
-    added: list[Adapted] = []
-    for place in places:
-        adapted = place.wrap(state)
-        if adapted is not place.module:
-            for address in addresses[id(place.module)]:
-                model.set_submodule(address, adapted, strict=True)
-        place.add(adapted, adapter_name)
-        added.append(adapted)
-    return added
+    try:
+        for place in places:
+            # Another place of this adapter may have wrapped it by now.
+            module = model.get_submodule(place.name)
+            adapted = place.wrap(module, state)
+            if adapted is not module:
+                for address in addresses[id(place.module)]:
+                    model.set_submodule(address, adapted, strict=True)
+            place.add(adapted, adapter_name)
+    except BaseException:
+        delete_adapter(model, adapter_name)
+        raise
+
+
+def _live_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
+    return {
+        name: tensor
+        for module_name, adapted in adapted_modules(model)
+        for name, tensor in adapted.keyed_tensors(module_name, adapter_name).items()
+    }
 
 
 def _addresses(model: nn.Module) -> dict[int, list[str]]:
     """Every name of each module: one that is used twice must stay one."""
     addresses: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in outer_modules(model, every_name=True):
         addresses.setdefault(id(module), []).append(name)
     return addresses
 
@@ -260,14 +261,13 @@ def _fill(
     model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor], *, may_keep: bool
 ) -> None:
     """Set a new adapter's weights: to these very tensors, where they may be kept as they are."""
-    for module_name, adapted in adapted_modules(model):
-        for name, live in adapted.keyed_tensors(module_name, adapter_name).items():
-            given = tensors[name]
-            is_alike = given.dtype == live.dtype and given.device == live.device
-            if may_keep and is_alike and isinstance(live, nn.Parameter) and given.is_contiguous():
-                live.data = given.detach()
-            else:
-                live.copy_(given)
+    for name, live in _live_tensors(model, adapter_name).items():
+        given = tensors[name]
+        is_alike = given.dtype == live.dtype and given.device == live.device
+        if may_keep and is_alike and isinstance(live, nn.Parameter) and given.is_contiguous():
+            live.data = given.detach()
+        else:
+            live.copy_(given)
 
 
 @torch.no_grad()

@@ -9,10 +9,13 @@ from typing import Protocol
 
 from torch import nn
 
+from ince.lora.config import LoraConfig
 from ince.lora.layers.adapted import PREFIX, Adapted
 from ince.lora.layers.kinds import geometry_of
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.state import AdapterState
+from ince.lora.layers.wrapper import innermost, part_of, put_innermost
+from ince.lora.placement.start import start_adapter
 from ince.lora.placement.targets import Target
 from ince.lora.variants import VARIANTS
 
@@ -36,12 +39,16 @@ class Place(Protocol):
         """What an adapter's file holds for this place: shapes by full name."""
         ...
 
-    def wrap(self, state: AdapterState) -> Adapted:
-        """The module adapted, without this adapter yet; itself when it is adapted already."""
+    def wrap(self, module: nn.Module, state: AdapterState) -> Adapted:
+        """`module`, which is what is there by now, adapted for this; itself when it is already."""
         ...
 
     def add(self, adapted: Adapted, adapter_name: str) -> None:
         """Make room for the adapter in it; its tensors are not yet set."""
+        ...
+
+    def start(self, adapted: Adapted, adapter_name: str, config: LoraConfig) -> None:
+        """Set the tensors of a fresh adapter."""
         ...
 
 
@@ -50,16 +57,13 @@ class LayerPlace:
     """A layer that gets A and B."""
 
     target: Target
+    module: nn.Module
+    """The layer, or what is around it."""
 
     @property
     def name(self) -> str:
         """Of the layer."""
         return self.target.name
-
-    @property
-    def module(self) -> nn.Module:
-        """The layer."""
-        return self.target.layer
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """A, B, and what the variant has besides."""
@@ -69,12 +73,18 @@ class LayerPlace:
         shapes = VARIANTS[spec.variant].shapes(geometry, spec)
         return {f"{PREFIX}{self.name}.{suffix}": shape for suffix, shape in shapes.items()}
 
-    def wrap(self, state: AdapterState) -> Adapted:
-        """A `LoraLayer`."""
-        layer = self.target.layer
-        return layer if isinstance(layer, LoraLayer) else LoraLayer(layer, state)
+    def wrap(self, module: nn.Module, state: AdapterState) -> Adapted:
+        """A `LoraLayer`, innermost."""
+        layer = innermost(module)
+        if isinstance(layer, LoraLayer):
+            assert isinstance(module, Adapted)  # it is that layer, or around it
+            return module
+        return put_innermost(module, LoraLayer(layer, state))
 
     def add(self, adapted: Adapted, adapter_name: str) -> None:
         """A and B."""
-        assert isinstance(adapted, LoraLayer)
-        adapted.add_adapter(adapter_name, self.target.spec)
+        part_of(adapted, LoraLayer).add_adapter(adapter_name, self.target.spec)
+
+    def start(self, adapted: Adapted, adapter_name: str, config: LoraConfig) -> None:
+        """As `init_lora_weights` says."""
+        start_adapter(part_of(adapted, LoraLayer), adapter_name, config)

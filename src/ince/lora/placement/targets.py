@@ -17,6 +17,7 @@ from ince.lora.layers.adapted import outer_modules
 from ince.lora.layers.kinds import geometry_of, is_linear, is_transposed, why_not
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.spec import AdapterSpec
+from ince.lora.layers.wrapper import innermost
 from ince.lora.placement.defaults import default_targets
 
 __all__ = ["Target", "find_targets", "matches", "resolve", "value_of"]
@@ -24,6 +25,8 @@ __all__ = ["Target", "find_targets", "matches", "resolve", "value_of"]
 # How the heads of classifiers are called, which have no output embedding.
 _CLASSIFIERS = ("score", "classifier")
 _MAX_NAMES_SHOWN = 12
+# Variants whose tensors may lie in one layer.
+_ALIKE = frozenset({"lora", "dora"})
 
 _Number = TypeVar("_Number", int, float)
 
@@ -80,7 +83,8 @@ def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -
             got=f"target_modules {config.target_modules!r}",
             do=_offer(leaves),
         )
-    targets = [_target(name, modules[name], config) for name in wanted]
+    specs = specs_of(config, wanted)
+    targets = [Target(name, modules[name], specs[name]) for name in wanted]
     problems = [problem for target in targets for problem in _refusals(target, strict=strict)]
     if problems:
         raise ConfigError(
@@ -128,7 +132,8 @@ def _with_names(model: nn.Module, config: LoraConfig) -> LoraConfig:
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: module for name, module in outer_modules(model) if name}
+    # What other adapters have put around a layer, such as a copy of it, is no hindrance.
+    return {name: innermost(module) for name, module in outer_modules(model) if name}
 
 
 def _is_adaptable(module: nn.Module) -> bool:
@@ -219,7 +224,7 @@ def _output_head(model: nn.Module, config: LoraConfig) -> nn.Module | None:
     head = output_embeddings() if callable(output_embeddings) else None
     if head is None and config.task_type == "SEQ_CLS":
         head = next((getattr(model, name) for name in _CLASSIFIERS if hasattr(model, name)), None)
-    return head if isinstance(head, nn.Module) else None
+    return innermost(head) if isinstance(head, nn.Module) else None
 
 
 def _unmatched(
@@ -256,33 +261,28 @@ def value_of(table: Mapping[str, _Number], name: str, default: _Number) -> _Numb
     return default
 
 
-def _target(name: str, layer: nn.Module, config: LoraConfig) -> Target:
-    r = value_of(config.rank_pattern, name, config.r)
-    alpha = value_of(config.alpha_pattern, name, config.lora_alpha)
-    spec = AdapterSpec(
-        r=r,
-        alpha=alpha,
-        scaling=config.scaling(r, alpha),
-        dropout=config.lora_dropout,
-        variant="dora" if config.use_dora else "lora",
-        bias=config.lora_bias,
-    )
-    return Target(name, layer, spec)
-
-
 def _refusals(target: Target, *, strict: bool) -> Iterator[Problem]:
     layer, spec = target.layer, target.spec
     geometry = layer.geometry if isinstance(layer, LoraLayer) else geometry_of(layer)
     assert geometry is not None  # of what is adaptable
-    refusal = geometry.refusal(spec)
+    variant = VARIANTS[spec.variant]
+    refusal = geometry.refusal(spec) or variant.refusal(geometry) or _other_method(layer, spec)
     if refusal is not None:
         yield Problem(target.name, refusal)
     # Between its sides a rank is of no use, but of no harm either: gates of one output share
     # the rank of their neighbors.
     largest = max(geometry.in_features, geometry.out_features)
-    if strict and spec.r > largest:
+    if strict and spec.r > largest and spec.variant != "vera":
         what = f"has a rank of at most {largest}, not {spec.r}"
         yield Problem(target.name, what, "lower r, or its rank in rank_pattern")
+
+
+def _other_method(layer: nn.Module, spec: AdapterSpec) -> str | None:
+    there = {other.variant for other in layer.specs.values()} if isinstance(layer, LoraLayer) else ()
+    for variant in there:
+        if variant != spec.variant and not _ALIKE >= {variant, spec.variant}:
+            return f"has an adapter of another method ({variant}, and this is {spec.variant})"
+    return None
 
 
 def _why_not(name: str, module: nn.Module) -> Problem:

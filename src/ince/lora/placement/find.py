@@ -1,0 +1,165 @@
+"""`find_places`: everything that a config puts into a model, found and checked, nothing changed."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ince.errors import AdapterError, ConfigError, Problem
+from ince.lora.config import LoraConfig
+from ince.lora.layers.adapted import Adapted, base_of, outer_modules
+from ince.lora.placement.own_biases import BiasPlace, find_biases, with_own_names
+from ince.lora.placement.parameters import find_parameters, names_a_parameter, with_routers
+from ince.lora.placement.places import LayerPlace, Place
+from ince.lora.placement.saved_modules import (
+    SavedPlace,
+    find_saved,
+    with_kept_ties,
+    with_task_heads,
+)
+from ince.lora.placement.targets import Target, find_targets, resolve
+from ince.lora.placement.token_rows import find_token_rows, with_tokens_of_ties
+
+__all__ = ["Found", "find_places", "find_places_of"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a config comes to in a model."""
+
+    places: list[Place]
+    config: LoraConfig
+    """As resolved against the model."""
+
+    def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A file's tensors under the names that they have here, where PEFT's differ."""
+        biases = [place for place in self.places if isinstance(place, BiasPlace)]
+        saved = [place.name for place in self.places if isinstance(place, SavedPlace)]
+        return with_own_names(tensors, biases, saved) if biases else dict(tensors)
+
+
+def find_places(
+    model: nn.Module, config: LoraConfig, *, strict: bool = True
+) -> tuple[list[Place], LoraConfig]:
+    """Where `config` puts an adapter, low-rank factors first, and the config resolved.
+
+    Args:
+        model: the base, with or without other adapters.
+        config: of the adapter.
+        strict: of a fresh adapter: names that mean nothing are mistakes. Off for one that
+            exists, whose tensors say what it touches.
+
+    Raises:
+        ConfigError: the config does not fit the model.
+        AdapterError: it does not go with the adapters that are there.
+    """
+    found = find_places_of(model, config, fresh=strict)
+    return found.places, found.config
+
+
+def find_places_of(
+    model: nn.Module,
+    config: LoraConfig,
+    *,
+    fresh: bool,
+    keys: Collection[str] | None = None,
+) -> Found:
+    """`find_places`, with the names of an adapter's tensors where there is a file."""
+    if fresh:
+        config = with_task_heads(config)
+    config = with_kept_ties(model, config, fresh=fresh)
+    config = with_tokens_of_ties(model, config, fresh=fresh)
+    config = with_routers(model, config)
+    saved = find_saved(model, config, fresh=fresh, keys=keys)
+    whole = [place.name for place in saved]
+    parameters, weights = find_parameters(model, config, fresh=fresh)
+    targets = [
+        target
+        for target in find_targets(model, _without_parameters(model, config), strict=fresh)
+        if not _is_in(target.name, whole)
+    ]
+    if not targets and not parameters and not weights:
+        raise ConfigError(
+            "the LoRA config touches nothing but modules that are trained whole",
+            where=type(model).__name__,
+            got=f"target_modules {config.target_modules!r}",
+            do="name others in target_modules",
+        )
+    _check_one_kind(model, targets, [*(each.name for each in parameters), *_names(weights)])
+    resolved = _resolved(model, config, targets)
+    factored = {*_names(targets), *_names(weights), *(place.name for place in parameters)}
+    modules = dict(outer_modules(model))
+    layers = [LayerPlace(target, modules[target.name]) for target in (*targets, *weights)]
+    places: list[Place] = [
+        *layers,
+        *parameters,
+        *find_biases(model, config, factored=factored, saved=whole),
+        *find_token_rows(model, config, whole),
+        *saved,
+    ]
+    _check_none_inside(model, places)
+    return Found(places, resolved)
+
+
+def _names(targets: Sequence[Target]) -> list[str]:
+    return [target.name for target in targets]
+
+
+def _is_in(name: str, whole: Sequence[str]) -> bool:
+    return any(name == each or name.startswith(f"{each}.") for each in whole)
+
+
+def _without_parameters(model: nn.Module, config: LoraConfig) -> LoraConfig:
+    """`config` without the patterns that mean target parameters, which no module matches."""
+    if not config.target_parameters:
+        return config
+    changes: dict[str, object] = {}
+    for field in ("rank_pattern", "alpha_pattern"):
+        table: Mapping[str, object] = getattr(config, field)
+        changes[field] = {
+            pattern: value
+            for pattern, value in table.items()
+            if not names_a_parameter(model, pattern, config)
+        }
+    return config.model_copy(update=changes)
+
+
+def _resolved(model: nn.Module, config: LoraConfig, targets: Sequence[Target]) -> LoraConfig:
+    if config.target_modules == () and config.target_parameters:
+        return config
+    return resolve(model, config, targets)
+
+
+def _check_one_kind(
+    model: nn.Module, targets: Sequence[Target], of_parameters: Sequence[str]
+) -> None:
+    both = sorted({*_names(targets)} & {*of_parameters})
+    if both:
+        raise ConfigError(
+            "the LoRA config adapts a module and a parameter of it",
+            where=type(model).__name__,
+            problems=[
+                Problem("target_parameters", f"{name} is in target_modules") for name in both
+            ],
+            do="name it once; target_modules=[] adapts no module",
+        )
+
+
+def _check_none_inside(model: nn.Module, places: Sequence[Place]) -> None:
+    """What is wrapped is closed to the model's walks: nothing adapted may lie inside."""
+    by_name = {place.name: place for place in places}
+    adapted = (name for name, module in outer_modules(model) if isinstance(module, Adapted))
+    inside: dict[str, set[str]] = {}
+    for name in (*by_name, *adapted):
+        above = name.rpartition(".")[0]
+        while above:
+            if above in by_name:
+                inside.setdefault(above, set()).add(name)
+            above = above.rpartition(".")[0]
+    for outer, names in inside.items():
+        raise AdapterError(
+            "a module to adapt has adapted modules inside",
+            where=f"{outer}, a {type(base_of(by_name[outer].module)).__name__}",
+            got=", ".join(sorted(names)[:4]),
+            do="adapt the inner ones or the outer one, not both",
+        )
