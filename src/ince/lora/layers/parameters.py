@@ -33,7 +33,7 @@ def put_parameter(layer: nn.Module, adapter_name: str, suffix: str, tensor: Tens
     if leaf is None:
         _table(layer, group, nn.ParameterDict)[adapter_name] = parameter
     elif leaf == "weight":
-        _table(layer, group, nn.ModuleDict)[adapter_name] = _holder(parameter)
+        _table(layer, group, nn.ModuleDict)[adapter_name] = _holder(parameter, layer.training)
     else:
         setattr(_table(layer, group, nn.ModuleDict)[adapter_name], leaf, parameter)
 
@@ -51,7 +51,9 @@ def get_parameter(layer: nn.Module, adapter_name: str, suffix: str) -> Tensor:
 def put_dropout(layer: nn.Module, adapter_name: str, p: float) -> None:
     """Register the module that PEFT's users look for; the products ask the spec."""
     table = _table(layer, "lora_dropout", nn.ModuleDict)
-    table[adapter_name] = nn.Dropout(p) if p > 0 else nn.Identity()
+    dropout = nn.Dropout(p) if p > 0 else nn.Identity()
+    dropout.__dict__["training"] = layer.training
+    table[adapter_name] = dropout
 
 
 def put_start(layer: nn.Module, adapter_name: str, a0: Tensor, b0: Tensor) -> None:
@@ -89,12 +91,17 @@ def _place(suffix: str) -> tuple[str, str | None]:
     return group, "weight" if group in _HELD else None
 
 
-def _holder(parameter: nn.Parameter) -> nn.Module:
-    if parameter.ndim == 2:
-        # On "meta" first: nn.Linear's own initialization would draw random numbers for nothing.
-        num_out, num_in = parameter.shape
-        holder: nn.Module = nn.Linear(num_in, num_out, bias=False, device="meta")
-    else:
+def _holder(parameter: nn.Parameter, training: bool) -> nn.Module:
+    if parameter.ndim != 2:
         holder = nn.Module()
-    holder.weight = parameter
+    else:
+        # Not by its constructor, which draws random numbers for nothing.
+        holder = nn.Linear.__new__(nn.Linear)
+        nn.Module.__init__(holder)
+        num_out, num_in = parameter.shape
+        holder.__dict__.update(in_features=num_in, out_features=num_out)
+        holder._parameters["bias"] = None
+    # Past the checks of assignment, which are most of the time that loading an adapter takes.
+    holder._parameters["weight"] = parameter
+    holder.__dict__["training"] = training
     return holder

@@ -1,9 +1,10 @@
 """A trained adapter into a model: checked against its base, added or renewed."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ince.errors import InputError
 from ince.lora.base_identity import check_base_digest
+from ince.lora.layers.adapted import outer_modules
 from ince.lora.peft_model.embeddings import take_embeddings
 from ince.lora.peft_model.lora_model import LoraModel
 from ince.lora.peft_model.precision import in_base_precision
@@ -14,6 +15,17 @@ from ince.lora.placement.inject import check_adapter_name
 __all__ = ["LoadResult", "check_not_offloaded", "load_into"]
 
 
+class Shell(Protocol):
+    """What is asked of a `PeftModel`."""
+
+    base_model: LoraModel
+    training: bool
+
+    def eval(self) -> object:
+        """Evaluation mode."""
+        ...
+
+
 class LoadResult(NamedTuple):
     """What PEFT's `load_adapter` returns; always empty, since missing keys are an error here."""
 
@@ -22,7 +34,7 @@ class LoadResult(NamedTuple):
 
 
 def load_into(
-    tuner: LoraModel,
+    shell: Shell,
     source: Source,
     adapter_name: str,
     is_trainable: bool,
@@ -30,8 +42,10 @@ def load_into(
 ) -> None:
     """Put the adapter of `source` into a model; one of this name takes its weights.
 
+    Unless it is trainable, all is in evaluation mode afterwards.
+
     Args:
-        tuner: the adapters of the model.
+        shell: of the model.
         source: what was read.
         adapter_name: what to call it.
         is_trainable: whether its weights take gradients.
@@ -41,7 +55,8 @@ def load_into(
         ConfigError, AdapterError: it does not fit. The model is as it was.
     """
     check_adapter_name(adapter_name)
-    model, where = tuner.model, source.where
+    tuner, where = shell.base_model, source.where
+    model = tuner.model
     check_base_digest(model, source.base_digest, where=where)
     config, tensors = take_embeddings(model, source.config, source.tensors, where)
     known = tuner.peft_config.get(adapter_name)
@@ -59,6 +74,13 @@ def load_into(
         )
     if not in_float32:
         in_base_precision(model, adapter_name)
+    # Asked first: going through all that is in the adapted modules takes longer than loading.
+    if not is_trainable and (shell.training or _is_any_training(tuner)):
+        shell.eval()
+
+
+def _is_any_training(tuner: LoraModel) -> bool:
+    return tuner.training or any(module.training for _, module in outer_modules(tuner.model))
 
 
 def check_not_offloaded(ephemeral_gpu_offload: bool) -> None:

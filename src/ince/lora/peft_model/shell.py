@@ -108,8 +108,8 @@ class PeftModel(nn.Module):
         nn.Module.__init__(self)
         self.base_model = LoraModel(model)
         self.training = model.training
-        load_into(self.base_model, source, adapter_name, is_trainable, autocast_adapter_dtype)
-        return self if is_trainable else self.eval()
+        load_into(self, source, adapter_name, is_trainable, autocast_adapter_dtype)
+        return self
 
     # ------------------------------------------------------------------------- adapters in, out
 
@@ -174,9 +174,7 @@ class PeftModel(nn.Module):
         if isinstance(model_id, Mapping) and config is None:
             config = self.peft_config.get(adapter_name)
         source = read_source(model_id, HubOptions.of(kwargs), config, key_mapping)
-        load_into(self.base_model, source, adapter_name, is_trainable, autocast_adapter_dtype)
-        if not is_trainable:
-            self.eval()
+        load_into(self, source, adapter_name, is_trainable, autocast_adapter_dtype)
         return LoadResult([], [])
 
     def save_pretrained(
