@@ -136,9 +136,8 @@ def _added(
         y = y if y.is_contiguous() else y.contiguous()
         x_ND, y_NO = x.reshape(-1, num_in), y.view(-1, num_out)
         if way == "stacked" and stack is None:
-            if stacks.is_due(adapters):
-                bias = layer.geometry.bias
-                stack = stacks.make(cast(nn.Module, layer), adapters, factors, bias, dtype, routing)
+            bias = layer.geometry.bias
+            stack = stacks.make(cast(nn.Module, layer), adapters, factors, bias, dtype, routing)
             if stack is None:
                 way = choose_way(
                     plan, ranks, num_in, num_out, itemsize=dtype.itemsize, may_stack=False

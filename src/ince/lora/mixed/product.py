@@ -103,7 +103,9 @@ def add_stacked(x_ND: Tensor, y_NO: Tensor, stack: Stack, plan: RowPlan) -> None
         y_NO.addmm_(x_ND @ a_GDR[0], b_GRO[0])
     elif plan.is_sorted and plan.is_even:
         x_GPD = x_ND.view(num_g, num_p, -1)
-        y_NO.view(num_g, num_p, -1).baddbmm_(torch.bmm(x_GPD, a_GDR), b_GRO)
+        # Not with `baddbmm_`: it rounds otherwise than the branch below, and which of the two is
+        # taken depends on the order in which an earlier batch was stacked.
+        y_NO.view(num_g, num_p, -1).add_(torch.bmm(torch.bmm(x_GPD, a_GDR), b_GRO))
     else:
         rows, places, padded, _ = plan.index(x_ND.device)
         x_GPD = x_ND.index_select(0, padded).view(num_g, num_p, -1)

@@ -182,7 +182,7 @@ class Routing:
         if num_rows is not None and num_rows != len(adapter_names):
             raise AdapterError(
                 "adapter_names does not have one name for each row",
-                got=f"{len(adapter_names)} names",
+                got=len(adapter_names),
                 expected=f"{num_rows}, the rows of the batch",
             )
         return cls(adapter_names)

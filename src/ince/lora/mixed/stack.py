@@ -2,9 +2,8 @@
 
 With a token for each request, a step reads every adapter's factors once and multiplies little:
 what costs is the number of calls, and the traffic. One batched product over stacked factors
-needs two calls for any number of adapters. Stacking them copies them, which costs several products;
-so a layer makes a stack when the same adapters come a second time, and keeps it. Decoding many
-tokens with the same adapters copies nothing, and batches that change all the time never do.
+needs two calls for any number of adapters. Stacking copies them, which costs several products; so a
+layer keeps its last stack, and decoding many tokens with the same adapters copies nothing.
 
 A layer keeps one stack: the factors of the batch's adapters once more, at the largest rank among
 them, in the precision of the activations. For G adapters of rank r that is G · r · (D + O)
@@ -145,7 +144,7 @@ def _finish(
 class StackCache:
     """The last `Stack` of a layer, for as long as it is true."""
 
-    __slots__ = ("_dtype", "_routing", "_stack", "_wanted", "_watch")
+    __slots__ = ("_dtype", "_routing", "_stack", "_watch")
 
     def __init__(self) -> None:
         self.clear()
@@ -154,8 +153,6 @@ class StackCache:
         """Give the memory back; the next small batch stacks anew."""
         self._stack: Stack | None = None
         self._dtype: torch.dtype | None = None
-        # The adapters that would have been stacked last time.
-        self._wanted: frozenset[str] = frozenset()
         # Of a stack that is no longer true only the memory is kept, for the next.
         self._watch: Watch | None = None
         self._routing: Routing | None = None
@@ -181,15 +178,8 @@ class StackCache:
         if fits and dtype == self._dtype and watch.is_same(in_same_call=routing is self._routing):
             self._routing = routing
             return stack
-        if fits:
-            self._wanted = frozenset()  # it changed, and may go on to change
         self._watch = self._routing = None
         return None
-
-    def is_due(self, adapters: tuple[str, ...]) -> bool:
-        """Whether a stack of these adapters was wanted the last time too."""
-        wanted, self._wanted = self._wanted, frozenset(adapters)
-        return wanted == self._wanted
 
     def make(
         self,

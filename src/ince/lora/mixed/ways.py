@@ -70,7 +70,6 @@ def _quickest(
     way: Way = "runs" if runs_cost <= sorted_cost else "sorted"
     if not may_stack or plan.num_rows > MAX_STACKED_ROWS:
         return way
-    stacked_cost = columns * len(ranks) * max(ranks) * (_READ + row * plan.width)
-    if not (plan.is_sorted and plan.is_even):
-        stacked_cost += moved
+    # Also where nothing is gathered: the choice shall not hang on the order of an earlier batch.
+    stacked_cost = columns * len(ranks) * max(ranks) * (_READ + row * plan.width) + moved
     return "stacked" if stacked_cost <= min(runs_cost, sorted_cost) else way
