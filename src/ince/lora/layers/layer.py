@@ -76,11 +76,12 @@ class LoraLayer(Adapted):
         Raises:
             AdapterError: this kind of layer cannot carry such an adapter.
         """
-        refusal = self.geometry.refusal(spec)
+        variant = VARIANTS[spec.variant]
+        refusal = self.geometry.refusal(spec) or variant.refusal(self.geometry)
         if refusal is not None:
             raise AdapterError(f"the layer {refusal}", got=spec)
         device = _tensors(self.base_layer)[0].device
-        shapes = VARIANTS[spec.variant].shapes(self.geometry, spec)
+        shapes = variant.shapes(self.geometry, spec)
         for suffix, shape in shapes.items():
             empty = torch.empty(shape, device=device, dtype=torch.float32)
             put_parameter(self, adapter_name, suffix, empty)

@@ -16,6 +16,7 @@ class AdapterSpec:
         dropout: share of the update's inputs that are dropped in training.
         variant: key of `ince.lora.variants.VARIANTS`.
         bias: whether B has a bias (PEFT's ``lora_bias``).
+        kept: of AdaLoRA, which of the ranks that it began with are here; None for all.
     """
 
     r: int
@@ -24,3 +25,4 @@ class AdapterSpec:
     dropout: float = 0.0
     variant: str = "lora"
     bias: bool = False
+    kept: tuple[bool, ...] | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ince.lora.layers.projections import Projections
     from ince.lora.mixed.routing import Routing
 
 __all__ = ["AdapterState"]
@@ -23,3 +24,5 @@ class AdapterState:
     """Whether the model is its base."""
     routing: "Routing | None" = field(default=None, repr=False)
     """An adapter for each row of the batch, for the length of one call."""
+    shared: "dict[str, Projections]" = field(default_factory=dict, repr=False)
+    """By adapter, the matrices that all its layers have in common (VeRA)."""

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ince.errors import AdapterError, ConfigError, Problem
-from ince.lora.config import LoraConfig
+from ince.lora.config import LoraConfig, PeftConfig
 from ince.lora.layers.adapted import Adapted, base_of, outer_modules
+from ince.lora.placement.family_places import layer_places
 from ince.lora.placement.own_biases import BiasPlace, find_biases, with_own_names
 from ince.lora.placement.parameters import find_parameters, names_a_parameter, with_routers
-from ince.lora.placement.places import LayerPlace, Place
+from ince.lora.placement.places import Place
 from ince.lora.placement.saved_modules import (
     SavedPlace,
     find_saved,
@@ -28,7 +29,7 @@ class Found:
     """What a config comes to in a model."""
 
     places: list[Place]
-    config: LoraConfig
+    config: PeftConfig
     """As resolved against the model."""
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -39,8 +40,8 @@ class Found:
 
 
 def find_places(
-    model: nn.Module, config: LoraConfig, *, strict: bool = True
-) -> tuple[list[Place], LoraConfig]:
+    model: nn.Module, config: PeftConfig, *, strict: bool = True
+) -> tuple[list[Place], PeftConfig]:
     """Where `config` puts an adapter, low-rank factors first, and the config resolved.
 
     Args:
@@ -59,7 +60,7 @@ def find_places(
 
 def find_places_of(
     model: nn.Module,
-    config: LoraConfig,
+    config: PeftConfig,
     *,
     fresh: bool,
     keys: Collection[str] | None = None,
@@ -69,10 +70,13 @@ def find_places_of(
         config = with_task_heads(config)
     config = with_kept_ties(model, config, fresh=fresh)
     config = with_tokens_of_ties(model, config, fresh=fresh)
-    config = with_routers(model, config)
+    if isinstance(config, LoraConfig):
+        config = with_routers(model, config)
     saved = find_saved(model, config, fresh=fresh, keys=keys)
     whole = [place.name for place in saved]
-    parameters, weights = find_parameters(model, config, fresh=fresh)
+    parameters, weights = (
+        find_parameters(model, config, fresh=fresh) if isinstance(config, LoraConfig) else ([], [])
+    )
     targets = [
         target
         for target in find_targets(model, _without_parameters(model, config), strict=fresh)
@@ -89,7 +93,7 @@ def find_places_of(
     resolved = _resolved(model, config, targets)
     factored = {*_names(targets), *_names(weights), *(place.name for place in parameters)}
     modules = dict(outer_modules(model))
-    layers = [LayerPlace(target, modules[target.name]) for target in (*targets, *weights)]
+    layers = layer_places(config, [*targets, *weights], modules)
     places: list[Place] = [
         *layers,
         *parameters,
@@ -109,9 +113,9 @@ def _is_in(name: str, whole: Sequence[str]) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in whole)
 
 
-def _without_parameters(model: nn.Module, config: LoraConfig) -> LoraConfig:
+def _without_parameters(model: nn.Module, config: PeftConfig) -> PeftConfig:
     """`config` without the patterns that mean target parameters, which no module matches."""
-    if not config.target_parameters:
+    if not isinstance(config, LoraConfig) or not config.target_parameters:
         return config
     changes: dict[str, object] = {}
     for field in ("rank_pattern", "alpha_pattern"):
@@ -124,8 +128,8 @@ def _without_parameters(model: nn.Module, config: LoraConfig) -> LoraConfig:
     return config.model_copy(update=changes)
 
 
-def _resolved(model: nn.Module, config: LoraConfig, targets: Sequence[Target]) -> LoraConfig:
-    if config.target_modules == () and config.target_parameters:
+def _resolved(model: nn.Module, config: PeftConfig, targets: Sequence[Target]) -> PeftConfig:
+    if config.target_modules == ():  # which takes target parameters
         return config
     return resolve(model, config, targets)
 

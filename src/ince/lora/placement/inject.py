@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ince.errors import AdapterError
-from ince.lora.config import LoraConfig
+from ince.lora.config import PeftConfig
 from ince.lora.layers.adapted import Adapted, adapted_modules, outer_modules
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.state import AdapterState
@@ -41,11 +41,11 @@ _TABLES = (nn.ModuleDict(), nn.ParameterDict())
 
 def inject(
     model: nn.Module,
-    config: LoraConfig,
+    config: PeftConfig,
     adapter_name: str = "default",
     *,
     state: AdapterState | None = None,
-) -> LoraConfig:
+) -> PeftConfig:
     """Freeze `model` and add a new adapter to the modules that `config` means, in place.
 
     Random numbers are drawn from torch's global generator, in the model's order.
@@ -77,14 +77,14 @@ def inject(
 
 def inject_tensors(
     model: nn.Module,
-    config: LoraConfig,
+    config: PeftConfig,
     tensors: Mapping[str, Tensor],
     adapter_name: str = "default",
     *,
     where: object = None,
     state: AdapterState | None = None,
     may_keep: bool = False,
-) -> LoraConfig:
+) -> PeftConfig:
     """Add an adapter that exists: `inject`, with its weights from `tensors`.
 
     Args:

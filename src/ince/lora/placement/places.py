@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import nn
 
-from ince.lora.config import LoraConfig
+from ince.lora.config import LoraConfig, PeftConfig
 from ince.lora.layers.adapted import PREFIX, Adapted
 from ince.lora.layers.kinds import geometry_of
 from ince.lora.layers.layer import LoraLayer
@@ -47,7 +47,7 @@ class Place(Protocol):
         """Make room for the adapter in it; its tensors are not yet set."""
         ...
 
-    def start(self, adapted: Adapted, adapter_name: str, config: LoraConfig) -> None:
+    def start(self, adapted: Adapted, adapter_name: str, config: PeftConfig) -> None:
         """Set the tensors of a fresh adapter."""
         ...
 
@@ -85,6 +85,7 @@ class LayerPlace:
         """A and B."""
         part_of(adapted, LoraLayer).add_adapter(adapter_name, self.target.spec)
 
-    def start(self, adapted: Adapted, adapter_name: str, config: LoraConfig) -> None:
+    def start(self, adapted: Adapted, adapter_name: str, config: PeftConfig) -> None:
         """As `init_lora_weights` says."""
+        assert isinstance(config, LoraConfig)  # its relatives have places of their own
         start_adapter(part_of(adapted, LoraLayer), adapter_name, config)

@@ -1,24 +1,26 @@
-"""Which layers of a model a `LoraConfig` means, and at which rank and scale.
+"""Which layers of a model a config means.
 
 The rules are PEFT's, so that a config means the same layers on either side. What differs:
 a name that means nothing is a mistake here, not a silence, and the nearest names are shown.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import nn
 
 from ince.errors import ConfigError, Problem, did_you_mean
-from ince.lora.config import ALL_LINEAR, LoraConfig
+from ince.lora.config import ALL_LINEAR, LoraConfig, PeftConfig
 from ince.lora.layers.adapted import outer_modules
 from ince.lora.layers.kinds import geometry_of, is_linear, is_transposed, why_not
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.spec import AdapterSpec
 from ince.lora.layers.wrapper import innermost
 from ince.lora.placement.defaults import default_targets
+from ince.lora.placement.specs import specs_of, value_of
+from ince.lora.variants import VARIANTS
 
 __all__ = ["Target", "find_targets", "matches", "resolve", "value_of"]
 
@@ -28,7 +30,7 @@ _MAX_NAMES_SHOWN = 12
 # Variants whose tensors may lie in one layer.
 _ALIKE = frozenset({"lora", "dora"})
 
-_Number = TypeVar("_Number", int, float)
+_Config = TypeVar("_Config", bound=PeftConfig)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Target:
     spec: AdapterSpec
 
 
-def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -> list[Target]:
+def find_targets(model: nn.Module, config: PeftConfig, *, strict: bool = True) -> list[Target]:
     """The layers of `model` that `config` means, in the model's order. Changes nothing.
 
     Args:
@@ -76,7 +78,7 @@ def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -
             expected="linear, embedding or convolution layers",
             do=_offer(leaves),
         )
-    if not wanted and not config.target_parameters:
+    if not wanted and not _has_parameters(config):
         raise ConfigError(
             "the LoRA config touches no module of the model",
             where=type(model).__name__,
@@ -104,7 +106,7 @@ def find_targets(model: nn.Module, config: LoraConfig, *, strict: bool = True) -
     return targets
 
 
-def resolve(model: nn.Module, config: LoraConfig, targets: Sequence[Target]) -> LoraConfig:
+def resolve(model: nn.Module, config: _Config, targets: Sequence[Target]) -> _Config:
     """`config` as a file says it, once it has met the model.
 
     `target_modules` are names, the short ones where they mean the same; `fan_in_fan_out` is
@@ -123,12 +125,20 @@ def resolve(model: nn.Module, config: LoraConfig, targets: Sequence[Target]) -> 
     return config.model_copy(update={"target_modules": tuple(names)})
 
 
-def _with_names(model: nn.Module, config: LoraConfig) -> LoraConfig:
+def _with_names(model: nn.Module, config: _Config) -> _Config:
     """`config` with the usual names when it has none."""
     if config.target_modules is not None:
         return config
-    names = default_targets(model, known_only=bool(config.target_parameters))
+    names = default_targets(model, known_only=_has_parameters(config))
     return config.model_copy(update={"target_modules": names})
+
+
+def _excluded(config: PeftConfig) -> str | tuple[str, ...] | None:
+    return getattr(config, "exclude_modules", None)  # which VeRA does not have
+
+
+def _has_parameters(config: PeftConfig) -> bool:
+    return bool(getattr(config, "target_parameters", None))
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -179,14 +189,14 @@ def _layer_number(name: str, layers_pattern: str | tuple[str, ...] | None) -> in
     return None
 
 
-def _layers(config: LoraConfig) -> tuple[int, ...]:
+def _layers(config: PeftConfig) -> tuple[int, ...]:
     layers = config.layers_to_transform
     if layers is None:
         return ()
     return (layers,) if isinstance(layers, int) else layers
 
 
-def _wanted(model: nn.Module, modules: dict[str, nn.Module], config: LoraConfig) -> list[str]:
+def _wanted(model: nn.Module, modules: dict[str, nn.Module], config: PeftConfig) -> list[str]:
     names = config.target_modules
     if names is None:
         return []
@@ -209,8 +219,8 @@ def _wanted(model: nn.Module, modules: dict[str, nn.Module], config: LoraConfig)
     return [name for name in found if not _is_left_out(name, config)]
 
 
-def _is_left_out(name: str, config: LoraConfig) -> bool:
-    exclude = config.exclude_modules
+def _is_left_out(name: str, config: PeftConfig) -> bool:
+    exclude = _excluded(config)
     if exclude is not None and matches(exclude, name):
         return True
     # What is trained whole gets no update beside it.
@@ -219,7 +229,7 @@ def _is_left_out(name: str, config: LoraConfig) -> bool:
     )
 
 
-def _output_head(model: nn.Module, config: LoraConfig) -> nn.Module | None:
+def _output_head(model: nn.Module, config: PeftConfig) -> nn.Module | None:
     output_embeddings = getattr(model, "get_output_embeddings", None)
     head = output_embeddings() if callable(output_embeddings) else None
     if head is None and config.task_type == "SEQ_CLS":
@@ -228,11 +238,11 @@ def _output_head(model: nn.Module, config: LoraConfig) -> nn.Module | None:
 
 
 def _unmatched(
-    config: LoraConfig, modules: dict[str, nn.Module], leaves: list[str]
+    config: PeftConfig, modules: dict[str, nn.Module], leaves: list[str]
 ) -> Iterator[Problem]:
     fields = (
         ("target_modules", config.target_modules),
-        ("exclude_modules", config.exclude_modules),
+        ("exclude_modules", _excluded(config)),
     )
     for key, names in fields:
         for entry in names if isinstance(names, tuple) else ():
@@ -244,21 +254,15 @@ def _unmatched(
             yield Problem("layers_to_transform", f"there is no layer {layer}")
 
 
-def _unmatched_patterns(config: LoraConfig, wanted: list[str]) -> Iterator[Problem]:
+def _unmatched_patterns(config: PeftConfig, wanted: list[str]) -> Iterator[Problem]:
+    if not isinstance(config, LoraConfig):
+        return
     patterns = (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern))
     for key, table in patterns:
         for pattern in table:
             if not any(value_of({pattern: 1}, name, 0) for name in wanted):
                 near = did_you_mean(pattern.rpartition(".")[2], _leaf_names(wanted))
                 yield Problem(f"{key}.{pattern}", "matches none of the target modules", near)
-
-
-def value_of(table: Mapping[str, _Number], name: str, default: _Number) -> _Number:
-    """The value of the first pattern that `name` ends with."""
-    for pattern, value in table.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default
 
 
 def _refusals(target: Target, *, strict: bool) -> Iterator[Problem]:

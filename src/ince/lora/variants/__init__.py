@@ -7,10 +7,16 @@ merges and mixed batches are the same for all.
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from ince.lora.variants.adalora import AdaLora
 from ince.lora.variants.dora import Dora
 from ince.lora.variants.plain import Plain
 from ince.lora.variants.variant import Variant
+from ince.lora.variants.vera import Vera
 
-__all__ = ["VARIANTS", "Variant"]
+__all__ = ["ADALORA", "VARIANTS", "VERA", "Variant"]
 
-VARIANTS: Mapping[str, Variant] = MappingProxyType({"lora": Plain(), "dora": Dora()})
+ADALORA, VERA = AdaLora(), Vera()
+
+VARIANTS: Mapping[str, Variant] = MappingProxyType(
+    {"lora": Plain(), "dora": Dora(), "adalora": ADALORA, "vera": VERA}
+)

@@ -31,6 +31,10 @@ class Dora:
     def __init__(self) -> None:
         self._plain = Plain()
 
+    def refusal(self, geometry: Geometry) -> str | None:
+        """As `Plain`; the geometry itself knows where there is no norm."""
+        return self._plain.refusal(geometry)
+
     def shapes(self, geometry: Geometry, spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
         """Of `Plain`, and the magnitude in the shape in which the layer broadcasts it."""
         shapes = self._plain.shapes(geometry, spec)

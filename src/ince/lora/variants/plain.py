@@ -17,6 +17,10 @@ __all__ = ["Plain"]
 class Plain:
     """A and B, and with ``lora_bias`` a bias of B."""
 
+    def refusal(self, geometry: Geometry) -> str | None:  # noqa: ARG002
+        """It goes with every layer."""
+        return None
+
     def shapes(self, geometry: Geometry, spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
         """A, B, and B's bias."""
         shapes = geometry.factor_shapes(spec.r)

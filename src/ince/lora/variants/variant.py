@@ -15,6 +15,10 @@ __all__ = ["Variant"]
 class Variant(Protocol):
     """Which tensors an adapter has in a layer, and what they come to."""
 
+    def refusal(self, geometry: Geometry) -> str | None:
+        """Why there is none for such a layer, to follow its name in a sentence; or None."""
+        ...
+
     def shapes(self, geometry: Geometry, spec: AdapterSpec) -> dict[str, tuple[int, ...]]:
         """Shapes of all tensors of one layer, by the end of their names in the file."""
         ...
