@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ince.errors import AdapterError, ConfigError, Problem, did_you_mean
-from ince.lora.config import LoraConfig
+from ince.lora.config import LoraConfig, PeftConfig
 from ince.lora.layers.adapted import PREFIX, Adapted, base_of, outer_modules, own_parameters
 from ince.lora.layers.kinds import geometry_of
 from ince.lora.layers.layer import LoraLayer
@@ -83,8 +83,9 @@ class ParametersPlace:
                 layer.add_adapter(adapter_name, spec)
 
     @torch.no_grad()
-    def start(self, adapted: Adapted, adapter_name: str, config: LoraConfig) -> None:
+    def start(self, adapted: Adapted, adapter_name: str, config: PeftConfig) -> None:
         """As a linear layer's, over all experts."""
+        assert isinstance(config, LoraConfig)  # no other method has target parameters
         kind = config.init_lora_weights
         for layer in reversed(list(part_of(adapted, ParameterLayer).nest())):
             if adapter_name not in layer.specs:

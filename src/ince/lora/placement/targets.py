@@ -282,10 +282,10 @@ def _refusals(target: Target, *, strict: bool) -> Iterator[Problem]:
 
 
 def _other_method(layer: nn.Module, spec: AdapterSpec) -> str | None:
-    there = {other.variant for other in layer.specs.values()} if isinstance(layer, LoraLayer) else ()
-    for variant in there:
-        if variant != spec.variant and not _ALIKE >= {variant, spec.variant}:
-            return f"has an adapter of another method ({variant}, and this is {spec.variant})"
+    there = layer.specs.values() if isinstance(layer, LoraLayer) else ()
+    for other in there:
+        if other.variant != spec.variant and not {other.variant, spec.variant} <= _ALIKE:
+            return f"has an adapter of another method: {other.variant}, and this is {spec.variant}"
     return None
 
 
