@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 __all__ = ["Watch"]
 
-# Neighbors, from the middle. In a step the tensors have long left the
-# processor's caches, so what counts is the number of lines of memory that are touched: values
-# spread over a tensor took as long as the product.
-_NUM_SAMPLES = 16
+# Neighbors, from the middle. In a step the tensors have long left the processor's caches, and
+# what counts is how much memory and code is touched: values spread over a tensor, or compared by
+# operations of torch, took as long as the product.
+_SAMPLE_BYTES = 64
 
 
 class Watch:
@@ -41,7 +41,9 @@ class Watch:
 
     __slots__ = (
         "_addresses",
+        "_can_compare",
         "_found",
+        "_held",
         "_keys",
         "_num_tables",
         "_samples",
@@ -78,9 +80,10 @@ class Watch:
         self._versions = [tensor._version for tensor in seen]
         self._addresses = [tensor.data_ptr() for tensor in seen]
         # They hold the memory: a pointer to memory given back could come again for another.
-        self._views = [_sample(tensor.detach()) for tensor in seen]
-        can_compare = bool(seen) and all(tensor.device.type == "cpu" for tensor in seen)
-        self._samples = torch.cat(self._views) if can_compare else None
+        self._held = [tensor.detach() for tensor in seen]
+        self._can_compare = bool(seen) and all(tensor.device.type == "cpu" for tensor in seen)
+        self._views = [_sample(tensor) for tensor in self._held] if self._can_compare else []
+        self._samples = [bytes(view) for view in self._views]
 
     @property
     def requires_grad(self) -> bool:
@@ -100,7 +103,10 @@ class Watch:
                 return False
         if in_same_call:
             return True
-        return self._samples is not None and torch.equal(torch.cat(self._views), self._samples)
+        for view, sample in zip(self._views, self._samples, strict=True):
+            if view != sample:
+                return False
+        return self._can_compare
 
     def _link(self, table: dict[str, Any], key: str) -> Any:
         found = table.get(key)
@@ -139,7 +145,7 @@ def _tables_of(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[
     return own["_modules"], own["_parameters"], own["_buffers"]
 
 
-def _sample(tensor: Tensor) -> Tensor:
-    flat = tensor.view(-1)
-    middle = flat.numel() // 2
-    return flat[middle : middle + _NUM_SAMPLES]
+def _sample(tensor: Tensor) -> memoryview:
+    values = tensor.reshape(-1).view(torch.uint8).numpy()
+    middle = values.size // 2
+    return memoryview(values[middle : middle + _SAMPLE_BYTES])

@@ -15,13 +15,17 @@ def chosen(names, *, k=1, ranks=None, width=2048, itemsize=4, **options):
 def test_a_token_for_each_of_many_adapters_is_stacked():
     assert chosen(SIXTEEN) == "stacked"
     assert chosen(SIXTEEN[:4] * 4) == "stacked"
-    assert chosen(["a"] * 16) == "stacked"
+    assert chosen(["a"] * 16, itemsize=2) == "stacked"
     assert chosen(SIXTEEN, itemsize=2) == "stacked"
 
 
 def test_prompts_are_runs():
     assert chosen(SIXTEEN, k=512) == "runs"
     assert chosen(["a"] * 16, k=512) == "runs"
+
+
+def test_one_adapter_is_one_run():
+    assert chosen(["a"] * 16) == "runs"  # nothing is copied or cast
 
 
 def test_many_requests_in_unequal_shares_are_sorted():
