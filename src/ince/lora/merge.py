@@ -4,12 +4,13 @@ Merging returns new weights and leaves the model as it is. It goes to 16 or 32 b
 back to 4: quantizing again rounds a small update away.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
+from ince.lora.base_identity import forget_origin
 from ince.lora.layers.adapted import (
     Adapted,
     MergedTensor,
@@ -61,13 +62,24 @@ def merged_state_dict(
         yield tensor.name, tensor.compute()
 
 
-def merged_model(model: _Model, dtype: torch.dtype) -> _Model:
+def merged_model(
+    model: _Model,
+    dtype: torch.dtype,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> _Model:
     """A new model of the same class with plain layers and merged weights.
 
     The given model, its adapters and its frozen base are left as they are; nothing is shared.
     What was tied is tied, unless adapters have made it different.
+
+    Args:
+        model: plain, with adapted or 4-bit layers, or with neither.
+        dtype: of floating-point parameters.
+        progress: told how many of these layers are done.
     """
-    merged = plain_copy(model, dtype)
+    merged = plain_copy(model, dtype, progress=progress)
+    forget_origin(merged)  # its weights are in no file
     for group in _weights_by_name(model):
         if _is_whole(group):
             first, *others = (merged.get_submodule(name) for name in group)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ince.errors import AdapterError
+from ince.lora.base_identity import forget_origin
 from ince.lora.layers.adapted import Adapted, outer_modules
 from ince.lora.layers.layer import LoraLayer
 from ince.quant import Linear4bit
@@ -141,7 +142,9 @@ def merge_into_4bit(
             LostUpdateWarning,
             stacklevel=2,
         )
-    return copy.deepcopy(model, memo), survival
+    merged = copy.deepcopy(model, memo)
+    forget_origin(merged)  # its weights are in no file
+    return merged, survival
 
 
 def _requantized(

@@ -4,7 +4,7 @@ What is adapted comes merged, what is packed in 4 bits comes as floats; the rest
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -43,23 +43,29 @@ def plain_tensors(prefix: str, module: nn.Module, dtype: torch.dtype) -> Iterato
                 yield plain_tensor(stem + leaf, buffer, buffer.dtype)
 
 
-def plain_copy(module: _Module, dtype: torch.dtype | None) -> _Module:
+def plain_copy(
+    module: _Module,
+    dtype: torch.dtype | None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> _Module:
     """A copy without adapted or packed modules, its parameters frozen; nothing is shared.
 
     Args:
         module: adapted, quantized, plain, or holding such; left as it is.
         dtype: of floating-point parameters. None: float32 for those of 16 bits or less, and
             the others as they are.
+        progress: told how many of the adapted and packed modules are done.
     """
     floats = torch.float32 if dtype is None else dtype
+    special = [each for _, each in outer_modules(module) if isinstance(each, Adapted | Linear4bit)]
     # What the copy meets at these addresses it takes as copied already.
-    memo: dict[int, object] = {
-        id(each): each.merged_module(floats)
-        if isinstance(each, Adapted)
-        else _plain_linear(each, floats)
-        for _, each in outer_modules(module)
-        if isinstance(each, Adapted | Linear4bit)
-    }
+    memo: dict[int, object] = {}
+    for number, each in enumerate(special, start=1):
+        is_adapted = isinstance(each, Adapted)
+        memo[id(each)] = each.merged_module(floats) if is_adapted else _plain_linear(each, floats)
+        if progress is not None:
+            progress(number, len(special))
     copied = copy.deepcopy(module, memo)
     for parameter in copied.parameters():
         if parameter.is_floating_point() and (dtype is not None or parameter.element_size() < 4):
