@@ -13,8 +13,6 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ince.lora.layers.adapted import own_parameters
-
 __all__ = ["run_with"]
 
 
@@ -45,7 +43,7 @@ def run_with(
 
 
 def _view(module: nn.Module, parameters: Mapping[str, Any]) -> nn.Module:
-    own: dict[str, Any] = dict(own_parameters(module))
+    own: dict[str, Any] = dict(vars(module)["_parameters"])
     inside: dict[str, dict[str, Any]] = {}
     for name, tensor in parameters.items():
         child, dot, rest = name.partition(".")

@@ -163,25 +163,30 @@ class TokenRows(Wrapper):
             active = self.own_active()
             if len(active) > 1:
                 self.check_active(active)
+            is_updated = self.inner is not None and bool(self.inner.active_here())
             for name in active:
-                y = self._with_rows(name, x, y)
+                y = self._with_rows(name, x, y, is_updated=is_updated)
             return y
         if not set(state.routing.adapters) & set(self.own_names()):
             return y
 
         def run(adapter_name: str | None, x: Tensor, y: Tensor) -> Tensor:
-            return y if adapter_name is None else self._with_rows(adapter_name, x, y)
+            if adapter_name is None:
+                return y
+            inside = () if self.inner is None else self.inner.adapter_names()
+            return self._with_rows(adapter_name, x, y, is_updated=adapter_name in inside)
 
         where = type(self.get_base_layer()).__name__
         return by_rows(state.routing, self.own_names(), run, (x, y), {}, where=where)
 
-    def _with_rows(self, adapter_name: str, x: Tensor, y: Tensor) -> Tensor:
+    def _with_rows(self, adapter_name: str, x: Tensor, y: Tensor, *, is_updated: bool) -> Tensor:
+        """`y` with an adapter's rows; `is_updated`, where low-rank factors are in it."""
         places = cast(_Places, self.token_adapter.token_places[adapter_name])
         base = self.get_base_layer()
         rows = self.rows_of(adapter_name)
         if isinstance(base, nn.Embedding):
-            return self._looked_up(base, places, rows, x, y)
-        if self.inner is not None:
+            return self._looked_up(base, places, rows, x, y, is_updated)
+        if is_updated:
             change = rows - self._base_rows(places.ids).float()
             return y.index_add(-1, places.ids, F.linear(x, change.to(x.dtype)).to(y.dtype))
         bias = base.bias
@@ -191,7 +196,13 @@ class TokenRows(Wrapper):
         return y.index_copy_(-1, places.ids, logits)
 
     def _looked_up(
-        self, base: nn.Embedding, places: _Places, rows: Tensor, x: Tensor, y: Tensor
+        self,
+        base: nn.Embedding,
+        places: _Places,
+        rows: Tensor,
+        x: Tensor,
+        y: Tensor,
+        is_updated: bool,
     ) -> Tensor:
         nearest = torch.searchsorted(places.sorted_ids, x).clamp_(max=len(rows) - 1)
         is_own = (places.sorted_ids[nearest] == x).unsqueeze(-1)
@@ -203,7 +214,7 @@ class TokenRows(Wrapper):
         attributes = {"padding_idx": tokens.index(padding) if padding in tokens else None}
         weight = rows.to(base.weight.dtype)
         own = run_with(base, {"weight": weight}, ids, attributes=attributes)
-        if self.inner is None:
+        if not is_updated:
             return torch.where(is_own, own, y)
         return y + torch.where(is_own, own - base(x), 0)
 
