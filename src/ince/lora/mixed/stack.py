@@ -7,8 +7,8 @@ layer keeps its last stack, and decoding many tokens with the same adapters copi
 
 A layer keeps one stack: the factors of the batch's adapters once more, at the largest rank among
 them, in the precision of the activations. For G adapters of rank r that is G · r · (D + O)
-values a layer. It is made only for small inputs, follows every change of the parameters
-(`ince.lora.mixed.watch` says how), is never saved, copied or counted with the model, and goes
+values a layer. It is made only for small inputs, follows changes of the parameters
+(`ince.lora.mixed.watch` says which), is never saved, copied or counted with the model, and goes
 with `StackCache.clear`.
 """
 
