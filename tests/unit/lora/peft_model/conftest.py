@@ -29,7 +29,11 @@ def lora():
     """A function that makes a config whose adapter is not the identity."""
 
     def make(**values):
-        values = {"r": 2, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False} | values
+        values = {
+            "r": 2,
+            "target_modules": ["q_proj", "v_proj"],
+            "init_lora_weights": False,
+        } | values
         return LoraConfig(**values)
 
     return make

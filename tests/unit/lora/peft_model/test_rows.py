@@ -68,7 +68,11 @@ def test_undone_when_generating_raises(model, logits, num_beams):
     base.lm_head = Broken(head, call=3)
     with pytest.raises(RuntimeError, match="broken"):
         model.generate(
-            input_ids=IDS, adapter_names=NAMES, num_beams=num_beams, max_new_tokens=6, min_new_tokens=6
+            input_ids=IDS,
+            adapter_names=NAMES,
+            num_beams=num_beams,
+            max_new_tokens=6,
+            min_new_tokens=6,
         )
     assert routings(model) == {None}
     base.lm_head = head
