@@ -77,9 +77,21 @@ class Adapted(nn.Module):
         return base.get_base_layer() if isinstance(base, Adapted) else base
 
     def weight_key(self) -> tuple[int, ...]:
-        """Equal for modules whose merged ``weight`` is one and the same."""
+        """Equal for modules whose merged ``weight`` is one and the same.
+
+        It is where the weight is one, and the parameters that change it are.
+        """
         weight = own_parameters(self.get_base_layer()).get("weight")
-        return (id(self),) if weight is None or self.active_here() else (id(weight),)
+        if weight is None:
+            return (id(self),)
+        changes: set[int] = set()
+        for key, table in vars(self)["_modules"].items():
+            for name in self.active_here() if key != "base_layer" else ():
+                if isinstance(table, nn.ModuleDict) and name in table:
+                    changes.update(id(parameter) for parameter in table[name].parameters())
+                elif isinstance(table, nn.ParameterDict) and name in table:
+                    changes.add(id(table[name]))
+        return (id(weight), *sorted(changes))
 
     def check_active(self, adapter_names: Sequence[str]) -> None:
         """Whether these may be active together here; all may, where nothing else is said.

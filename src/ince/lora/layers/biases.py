@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ince.lora.layers.adapted import MergedTensor
+from ince.lora.layers.adapted import MergedTensor, own_parameters
 from ince.lora.layers.by_rows import by_rows
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.parameter_layer import ParameterLayer
@@ -127,7 +127,11 @@ class OwnBias(Wrapper):
 
     def weight_key(self) -> tuple[int, ...]:
         """The weight is not touched."""
-        return self.inner.weight_key() if self.inner is not None else super().weight_key()
+        base = self.get_base_layer()
+        weight = own_parameters(base).get("weight")
+        if self.inner is not None:
+            return self.inner.weight_key()
+        return (id(self),) if weight is None else (id(weight),)
 
     def merged_module(self, dtype: torch.dtype) -> nn.Module:
         """The merged module with the merged bias."""

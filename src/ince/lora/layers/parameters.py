@@ -19,6 +19,7 @@ __all__ = [
     "put_parameter",
     "put_start",
     "remove_parameters",
+    "tie_parameter",
 ]
 
 # Groups whose tensors are the weight of a module of their own, which their file leaves out.
@@ -45,7 +46,15 @@ def get_parameter(layer: nn.Module, adapter_name: str, suffix: str) -> Tensor:
     table: Any = layer._modules[group]
     if leaf is None:
         return table._parameters[adapter_name]
-    return table._modules[adapter_name]._parameters[leaf]
+    holder = table._modules[adapter_name]
+    found = holder._parameters.get(leaf)
+    return getattr(holder, leaf) if found is None else found
+
+
+def tie_parameter(layer: nn.Module, adapter_name: str, suffix: str, source: nn.Parameter) -> None:
+    """Let a matrix that `put_parameter` registered be the transpose of another layer's."""
+    group, _ = _place(suffix)
+    _table(layer, group, nn.ModuleDict)[adapter_name] = _Transposed(source)
 
 
 def put_dropout(layer: nn.Module, adapter_name: str, p: float) -> None:
@@ -76,6 +85,19 @@ def remove_parameters(layer: nn.Module, adapter_name: str) -> None:
     for table in layer._modules.values():
         if isinstance(table, nn.ModuleDict | nn.ParameterDict) and adapter_name in table:
             del table[adapter_name]
+
+
+class _Transposed(nn.Module):
+    """Holds a parameter that is another layer's, the other way around."""
+
+    def __init__(self, source: nn.Parameter) -> None:
+        super().__init__()
+        self.source = source
+
+    @property
+    def weight(self) -> Tensor:
+        """A view of it; gradients flow to the source."""
+        return self.source.t()
 
 
 def _table(layer: nn.Module, group: str, kind: type[nn.Module]) -> Any:

@@ -11,7 +11,7 @@ from ince.lora.layers.adapted import Adapted, base_of, outer_modules
 from ince.lora.placement.family_places import layer_places
 from ince.lora.placement.own_biases import BiasPlace, find_biases, with_own_names
 from ince.lora.placement.parameters import find_parameters, names_a_parameter, with_routers
-from ince.lora.placement.places import Place
+from ince.lora.placement.places import LayerPlace, Place
 from ince.lora.placement.saved_modules import (
     SavedPlace,
     find_saved,
@@ -19,6 +19,7 @@ from ince.lora.placement.saved_modules import (
     with_task_heads,
 )
 from ince.lora.placement.targets import Target, find_targets, resolve
+from ince.lora.placement.tied_layers import tied_places, tied_targets, with_tied_targets
 from ince.lora.placement.token_rows import find_token_rows, with_tokens_of_ties
 
 __all__ = ["Found", "find_places", "find_places_of"]
@@ -70,6 +71,7 @@ def find_places_of(
         config = with_task_heads(config)
     config = with_kept_ties(model, config, fresh=fresh)
     config = with_tokens_of_ties(model, config, fresh=fresh)
+    config = with_tied_targets(model, config, fresh=fresh)
     if isinstance(config, LoraConfig):
         config = with_routers(model, config)
     saved = find_saved(model, config, fresh=fresh, keys=keys)
@@ -77,10 +79,11 @@ def find_places_of(
     parameters, weights = (
         find_parameters(model, config, fresh=fresh) if isinstance(config, LoraConfig) else ([], [])
     )
+    tied = tied_targets(model, config, keys)
     targets = [
         target
         for target in find_targets(model, _without_parameters(model, config), strict=fresh)
-        if not _is_in(target.name, whole)
+        if not _is_in(target.name, whole) and target.name not in tied
     ]
     if not targets and not parameters and not weights:
         raise ConfigError(
@@ -91,11 +94,13 @@ def find_places_of(
         )
     _check_one_kind(model, targets, [*(each.name for each in parameters), *_names(weights)])
     resolved = _resolved(model, config, targets)
-    factored = {*_names(targets), *_names(weights), *(place.name for place in parameters)}
+    factored = {*_names(targets), *tied, *_names(weights), *(place.name for place in parameters)}
     modules = dict(outer_modules(model))
     layers = layer_places(config, [*targets, *weights], modules)
+    plain = [place for place in layers if isinstance(place, LayerPlace)]
     places: list[Place] = [
         *layers,
+        *tied_places(model, tied, plain),
         *parameters,
         *find_biases(model, config, factored=factored, saved=whole),
         *find_token_rows(model, config, whole),
