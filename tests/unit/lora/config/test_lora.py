@@ -8,7 +8,7 @@ import peft
 import pytest
 
 from ince.errors import AdapterError, ConfigError
-from ince.lora import LoraConfig
+from ince.lora.config import EvaConfig, LoftQConfig, LoraConfig
 
 
 def problems(**values):
@@ -19,7 +19,8 @@ def problems(**values):
 
 def test_defaults_are_pefts():
     ours, theirs = LoraConfig(), peft.LoraConfig()
-    for name in LoraConfig.model_fields:
+    # PEFT's neutral values of these are an empty dictionary and an object of its own.
+    for name in set(LoraConfig.model_fields) - {"loftq_config", "runtime_config"}:
         assert getattr(ours, name) == getattr(theirs, name), name
 
 
@@ -54,8 +55,27 @@ def test_a_set_of_names_has_a_fixed_order():
 
 
 def test_all_mistakes_are_reported_together():
-    found = problems(r=0, lora_alpha=-1, lora_dropot=0.1, lora_dropout=1.0, use_dora=True)
-    assert set(found) == {"r", "lora_alpha", "lora_dropot", "lora_dropout", "use_dora"}
+    found = problems(
+        r=0,
+        lora_alpha=-1,
+        lora_dropot=0.1,
+        lora_dropout=1.0,
+        use_qalora=True,
+        layers_to_transform=1,
+        target_modules="all-linear",
+        eva_config={"rho": 0, "ta": 1},
+        init_lora_weights="eva",
+    )
+    assert set(found) == {
+        "r",
+        "lora_alpha",
+        "lora_dropot",
+        "lora_dropout",
+        "use_qalora",
+        "layers_to_transform",
+        "eva_config.rho",
+        "eva_config.ta",
+    }
     assert "did you mean 'lora_dropout'?" in found["lora_dropot"]
     assert "greater than or equal to 1, got 0" in found["r"]
 
@@ -63,26 +83,41 @@ def test_all_mistakes_are_reported_together():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("use_dora", True),
-        ("bias", "all"),
-        ("bias", "lora_only"),
-        ("fan_in_fan_out", True),
-        ("modules_to_save", ["lm_head"]),
-        ("init_lora_weights", "pissa"),
-        ("init_lora_weights", "pissa_niter_4"),
-        ("lora_bias", True),
-        ("layer_replication", [[0, 2]]),
-        ("target_parameters", ["experts.gate_up_proj"]),
-        ("trainable_token_indices", [1, 2]),
-        ("task_type", "SEQ_CLS"),
+        ("use_qalora", True),
+        ("use_bdlora", {"nblocks": 2}),
+        ("megatron_config", {"tensor_parallel": 2}),
+        ("megatron_core", "other.core"),
+        ("corda_config", {"corda_method": "ipm"}),
+        ("arrow_config", {"top_k": 3}),
+        ("kasa_config", {"beta": 1e-4}),
+        ("monteclora_config", {"num_samples": 4}),
+        ("velora_config", {"num_groups": 2}),
+        ("alora_invocation_tokens", [1, 2]),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(name, value):
     found = problems(**{name: value})
     assert set(found) == {name}
     assert "not supported" in found[name]
+    if name != "megatron_core":  # PEFT writes it into every file
+        with pytest.raises(ConfigError):
+            LoraConfig.from_peft_dict({"peft_type": "LORA", name: value})
     with pytest.raises(ConfigError):
-        LoraConfig.from_peft_dict({"peft_type": "LORA", name: value})
+        LoraConfig.model_validate({name: value})
+
+
+def test_starts_that_are_not_built_are_refused():
+    for start in ("corda", "mica", "gausian", "pissa_niter_", "pissa_niter_x", 3):
+        assert set(problems(init_lora_weights=start)) == {"init_lora_weights"}
+    for start in ("orthogonal", "pissa", "pissa_niter_16", "olora", "loftq", "eva", "lora_ga"):
+        assert LoraConfig(init_lora_weights=start).init_lora_weights == start
+
+
+def test_a_start_with_settings_has_them():
+    assert LoraConfig(init_lora_weights="eva").eva_config == EvaConfig(rho=2.0, tau=0.99)
+    config = LoraConfig(init_lora_weights="loftq", loftq_config={"loftq_iter": 3})
+    assert config.loftq_config == LoftQConfig(loftq_bits=4, loftq_iter=3)
+    assert "set init_lora_weights='eva'" in problems(eva_config=EvaConfig())["eva_config"]
 
 
 def test_what_is_not_built_may_be_said_to_be_off():
@@ -107,6 +142,18 @@ def test_what_is_not_built_may_be_said_to_be_off():
         ({"alpha_pattern": {"(": 1}}, "alpha_pattern"),
         ({"init_lora_weights": "gausian"}, "init_lora_weights"),
         ({"task_type": "CAUSAL"}, "task_type"),
+        ({"lora_bias": True, "use_dora": True}, "lora_bias"),
+        ({"lora_bias": True, "init_lora_weights": "olora"}, "lora_bias"),
+        ({"bias": "some"}, "bias"),
+        ({"peft_type": "IA3"}, "peft_type"),
+        (
+            {"runtime_config": {"ephemeral_gpu_offload": True}},
+            "runtime_config.ephemeral_gpu_offload",
+        ),
+        (
+            {"trainable_token_indices": {"lm_head": [1]}, "modules_to_save": ["lm_head"]},
+            "trainable_token_indices",
+        ),
         ({"layers_pattern": "layers"}, "layers_pattern"),
         ({"layers_to_transform": 1, "target_modules": "all-linear"}, "layers_to_transform"),
     ],
