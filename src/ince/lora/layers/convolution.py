@@ -11,7 +11,7 @@ inputs · kernel), with zeros in W, and it cannot be merged into a weight with g
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from ince.lora.layers.spec import AdapterSpec
 
 __all__ = ["ConvolutionGeometry"]
 
+_NAMES = FactorNames("lora_A.weight", "lora_B.weight")
 _CONVOLVE: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
 
 
@@ -32,7 +33,7 @@ class ConvolutionGeometry:
     """``y = W * x + bias``, x (N, in, space…) or without N; W as a matrix is (out, in · kernel)."""
 
     base: Any
-    factor_names: ClassVar[FactorNames] = FactorNames("lora_A.weight", "lora_B.weight")
+    factor_names: FactorNames = _NAMES
 
     @property
     def kernel(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ An id is no number to drop, so there is no dropout; and no place for a bias.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from ince.lora.layers.geometry import Block, FactorNames, copy_with, stored_bloc
 from ince.lora.layers.spec import AdapterSpec
 
 __all__ = ["EmbeddingGeometry", "scale_of"]
+
+_NAMES = FactorNames("lora_embedding_A", "lora_embedding_B")
 
 
 def scale_of(base: nn.Module) -> Tensor | float | None:
@@ -32,9 +34,9 @@ class EmbeddingGeometry:
     """``y = embed_scale · Wᵀ[ids]``; W as a matrix is (dim, rows)."""
 
     base: Any
-    factor_names: ClassVar[FactorNames] = FactorNames("lora_embedding_A", "lora_embedding_B")
-    channel_dim: ClassVar[int] = -1
-    bias: ClassVar[None] = None
+    factor_names: FactorNames = _NAMES
+    channel_dim: int = -1
+    bias: Tensor | None = None
 
     @property
     def in_features(self) -> int:

@@ -91,7 +91,7 @@ def _forward_is(base: nn.Module, kind: type[nn.Module]) -> bool:
 
 def _has_weight_of_its_own(base: nn.Module) -> bool:
     # What is reparametrized (weight_norm, …) keeps other parameters, and computes the weight.
-    return isinstance(base._parameters.get("weight"), nn.Parameter) and not (
+    return isinstance(vars(base)["_parameters"].get("weight"), nn.Parameter) and not (
         parametrize.is_parametrized(base)
     )
 

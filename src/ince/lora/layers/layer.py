@@ -318,5 +318,6 @@ class LoraLayer(Adapted):
 
 def _tensors(layer: nn.Module) -> list[Tensor]:
     """Of a layer without layers inside, as all that can be adapted are."""
-    found = (*layer._parameters.values(), *layer._buffers.values())
+    tables = vars(layer)
+    found = (*tables["_parameters"].values(), *tables["_buffers"].values())
     return [tensor for tensor in found if tensor is not None]

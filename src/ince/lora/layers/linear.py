@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ince.quant import Linear4bit, weight_of
 __all__ = ["LinearGeometry", "low_rank"]
 
 _ALL = slice(None)
+_NAMES = FactorNames("lora_A.weight", "lora_B.weight")
 
 
 def low_rank(x: Tensor, factors: Factors) -> Tensor:
@@ -32,8 +33,8 @@ class LinearGeometry:
     base: Any
     is_transposed: bool = False
     """Kept as (in, out): by transformers' `Conv1D`, the linear layer of GPT-2."""
-    factor_names: ClassVar[FactorNames] = FactorNames("lora_A.weight", "lora_B.weight")
-    channel_dim: ClassVar[int] = -1
+    factor_names: FactorNames = _NAMES
+    channel_dim: int = -1
 
     @property
     def in_features(self) -> int:

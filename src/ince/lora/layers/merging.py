@@ -4,22 +4,20 @@ Nothing here changes a layer. Several adapters add up as in the forward, each fr
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ince.errors import AdapterError
 from ince.lora.layers.adapted import MergedTensor
-
-if TYPE_CHECKING:
-    from ince.lora.layers.layer import LoraLayer
+from ince.lora.layers.carrier import Carrier
 
 __all__ = ["merged_bias", "merged_tensors", "merged_weight", "weight_change"]
 
 
 @torch.no_grad()
-def merged_weight(layer: "LoraLayer", dtype: torch.dtype, adapter_names: Sequence[str]) -> Tensor:
+def merged_weight(layer: Carrier, dtype: torch.dtype, adapter_names: Sequence[str]) -> Tensor:
     """W with adapters in it, in the base's own layout: a new tensor.
 
     Over a 4-bit base it is not quantized again, since small updates would vanish in the
@@ -53,9 +51,7 @@ def merged_weight(layer: "LoraLayer", dtype: torch.dtype, adapter_names: Sequenc
 
 
 @torch.no_grad()
-def merged_bias(
-    layer: "LoraLayer", dtype: torch.dtype, adapter_names: Sequence[str]
-) -> Tensor | None:
+def merged_bias(layer: Carrier, dtype: torch.dtype, adapter_names: Sequence[str]) -> Tensor | None:
     """The bias with adapters in it, a new tensor; or None."""
     bias = layer.geometry.bias
     merged = None if bias is None else bias.detach().float().clone()
@@ -71,7 +67,7 @@ def merged_bias(
 
 
 @torch.no_grad()
-def weight_change(layer: "LoraLayer", adapter_name: str) -> Tensor:
+def weight_change(layer: Carrier, adapter_name: str) -> Tensor:
     """What merging one adapter would add, in the base's own layout, float32."""
     factors = layer.factors(adapter_name)
     if factors.magnitude is None:
@@ -80,7 +76,7 @@ def weight_change(layer: "LoraLayer", adapter_name: str) -> Tensor:
     return layer.geometry.to_layout(factors.fold_into(base_OD.clone()).sub_(base_OD))
 
 
-def merged_tensors(layer: "LoraLayer", prefix: str, dtype: torch.dtype) -> Iterator[MergedTensor]:
+def merged_tensors(layer: Carrier, prefix: str, dtype: torch.dtype) -> Iterator[MergedTensor]:
     """Weight and bias of the plain layer, computed when asked for.
 
     Raises:

@@ -10,23 +10,21 @@ Each adapter is seen apart from the others: a second one turns the base and not 
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ince.lora.factors import Factors
+from ince.lora.layers.carrier import Carrier
 from ince.lora.layers.linear import LinearGeometry
 from ince.lora.product import FusedLora, lora_frozen
-
-if TYPE_CHECKING:
-    from ince.lora.layers.layer import LoraLayer
 
 __all__ = ["one", "summed"]
 
 
-def one(layer: "LoraLayer", x: Tensor, adapter_name: str) -> Tensor:
+def one(layer: Carrier, x: Tensor, adapter_name: str) -> Tensor:
     """`summed` for one adapter."""
     geometry = layer.geometry
     if (
@@ -53,7 +51,7 @@ def one(layer: "LoraLayer", x: Tensor, adapter_name: str) -> Tensor:
     return y if is_plain else _finished(y, factors, geometry.bias)
 
 
-def summed(layer: "LoraLayer", x: Tensor, adapter_names: Sequence[str]) -> Tensor:
+def summed(layer: Carrier, x: Tensor, adapter_names: Sequence[str]) -> Tensor:
     """The definition, in operations that autograd and compilers know."""
     geometry, base_layer = layer.geometry, layer.base_layer
     y = base = cast(Tensor, base_layer(x))

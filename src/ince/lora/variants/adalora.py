@@ -5,19 +5,15 @@ of B that a regularizer keeps near orthogonal. Which ranks are worth keeping is
 `ince.lora.allocation`'s to say; one that was given up has E = 0.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ince.lora.factors import Factors
+from ince.lora.layers.carrier import Carrier
 from ince.lora.layers.convolution import ConvolutionGeometry
 from ince.lora.layers.geometry import Geometry
 from ince.lora.layers.linear import LinearGeometry
 from ince.lora.layers.spec import AdapterSpec
-
-if TYPE_CHECKING:
-    from ince.lora.layers.layer import LoraLayer
 
 __all__ = ["AdaLora"]
 
@@ -47,12 +43,12 @@ class AdaLora:
             _B: (geometry.out_features, spec.r),
         }
 
-    def factors(self, layer: "LoraLayer", adapter_name: str) -> Factors:
+    def factors(self, layer: Carrier, adapter_name: str) -> Factors:
         """diag(E) A, and B."""
         a, e, b = self.parts(layer, adapter_name)
         return Factors(a * e, b, layer.specs[adapter_name].scaling)
 
-    def parts(self, layer: "LoraLayer", adapter_name: str) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, layer: Carrier, adapter_name: str) -> tuple[Tensor, Tensor, Tensor]:
         """A, E and B, the parameters themselves."""
         return (
             layer.parameter(adapter_name, _A),
@@ -60,11 +56,11 @@ class AdaLora:
             layer.parameter(adapter_name, _B),
         )
 
-    def finish(self, layer: "LoraLayer", adapter_name: str) -> None:
+    def finish(self, layer: Carrier, adapter_name: str) -> None:
         """Nothing."""
 
     @torch.no_grad()
-    def start(self, layer: "LoraLayer", adapter_name: str, *, identity: bool) -> None:
+    def start(self, layer: Carrier, adapter_name: str, *, identity: bool) -> None:
         """A and B normal of deviation 0.02 and E = 0; or all of deviation 1, no identity."""
         a, e, b = self.parts(layer, adapter_name)
         # In PEFT's order, with the numbers that it draws and drops: a seed gives the same.

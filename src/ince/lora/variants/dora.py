@@ -6,18 +6,14 @@ W at a time, so that a weight in 4 bits is never expanded as a whole. When nothi
 kept until the adapter or the base changes.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ince.lora.factors import Factors
+from ince.lora.layers.carrier import Carrier
 from ince.lora.layers.geometry import Geometry
 from ince.lora.layers.spec import AdapterSpec
 from ince.lora.variants.plain import Plain
-
-if TYPE_CHECKING:
-    from ince.lora.layers.layer import LoraLayer
 
 __all__ = ["Dora"]
 
@@ -41,7 +37,7 @@ class Dora:
         shapes[_KEY] = _magnitude_shape(geometry)
         return shapes
 
-    def factors(self, layer: "LoraLayer", adapter_name: str) -> Factors:
+    def factors(self, layer: Carrier, adapter_name: str) -> Factors:
         """As `Plain`, with c = m / ‖W + s·BA‖."""
         plain = self._plain.factors(layer, adapter_name)
         m = layer.parameter(adapter_name, _KEY)
@@ -52,7 +48,7 @@ class Dora:
         c = layer.kept(adapter_name, "magnitude", compute)
         return Factors(plain.a_RD, plain.b_OR, plain.s, plain.bias, c)
 
-    def finish(self, layer: "LoraLayer", adapter_name: str) -> None:
+    def finish(self, layer: Carrier, adapter_name: str) -> None:
         """m = ‖W + s·BA‖: the adapter starts as the base."""
         norm = row_norms(layer.geometry, self._plain.factors(layer, adapter_name))
         m = layer.parameter(adapter_name, _KEY)

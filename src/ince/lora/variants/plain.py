@@ -1,15 +1,11 @@
 """LoRA itself, arXiv:2106.09685, and rsLoRA, which is another scale: ΔW = s · B A."""
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from ince.lora.factors import Factors
+from ince.lora.layers.carrier import Carrier
 from ince.lora.layers.geometry import Geometry
 from ince.lora.layers.spec import AdapterSpec
-
-if TYPE_CHECKING:
-    from ince.lora.layers.layer import LoraLayer
 
 __all__ = ["Plain"]
 
@@ -28,7 +24,7 @@ class Plain:
             shapes["lora_B.bias"] = (geometry.out_features,)
         return shapes
 
-    def factors(self, layer: "LoraLayer", adapter_name: str) -> Factors:
+    def factors(self, layer: Carrier, adapter_name: str) -> Factors:
         """s · B A; with a start that is taken off again, s · (B A - B₀ A₀)."""
         spec = layer.specs[adapter_name]
         geometry = layer.geometry
@@ -40,5 +36,5 @@ class Plain:
         bias = layer.parameter(adapter_name, "lora_B.bias") if spec.bias else None
         return Factors(a_RD, b_OR, spec.scaling, bias)
 
-    def finish(self, layer: "LoraLayer", adapter_name: str) -> None:
+    def finish(self, layer: Carrier, adapter_name: str) -> None:
         """Nothing."""

@@ -1,13 +1,11 @@
 """What a variant of LoRA is: a small Protocol."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ince.lora.factors import Factors
+from ince.lora.layers.carrier import Carrier
 from ince.lora.layers.geometry import Geometry
 from ince.lora.layers.spec import AdapterSpec
-
-if TYPE_CHECKING:
-    from ince.lora.layers.layer import LoraLayer
 
 __all__ = ["Variant"]
 
@@ -23,10 +21,10 @@ class Variant(Protocol):
         """Shapes of all tensors of one layer, by the end of their names in the file."""
         ...
 
-    def factors(self, layer: "LoraLayer", adapter_name: str) -> Factors:
+    def factors(self, layer: Carrier, adapter_name: str) -> Factors:
         """The update as matrices; gradients flow through them to the parameters."""
         ...
 
-    def finish(self, layer: "LoraLayer", adapter_name: str) -> None:
+    def finish(self, layer: Carrier, adapter_name: str) -> None:
         """Set what depends on the started A and B; called once for a fresh adapter."""
         ...

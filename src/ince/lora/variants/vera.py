@@ -7,17 +7,13 @@ Both vectors go into B's side. So A is a constant to the product, which then nee
 layer's input for its gradient, nor compute an (r, in) gradient only to sum it up.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from ince.lora.factors import Factors
+from ince.lora.layers.carrier import Carrier
 from ince.lora.layers.geometry import Geometry
 from ince.lora.layers.linear import LinearGeometry
 from ince.lora.layers.spec import AdapterSpec
-
-if TYPE_CHECKING:
-    from ince.lora.layers.layer import LoraLayer
 
 __all__ = ["Vera"]
 
@@ -36,7 +32,7 @@ class Vera:
         """The two vectors; what is shared is no layer's."""
         return {_B: (geometry.out_features,), _D: (spec.r,)}
 
-    def factors(self, layer: "LoraLayer", adapter_name: str) -> Factors:
+    def factors(self, layer: Carrier, adapter_name: str) -> Factors:
         """A, and diag(b) B diag(d)."""
         b, d = layer.parameter(adapter_name, _B), layer.parameter(adapter_name, _D)
         a_RD, b_OR = layer.state.shared[adapter_name].on(b.device)
@@ -44,13 +40,11 @@ class Vera:
         a_RD, b_OR = a_RD[:, : geometry.in_features], b_OR[: geometry.out_features]
         return Factors(a_RD, b.unsqueeze(1) * b_OR * d, layer.specs[adapter_name].scaling)
 
-    def finish(self, layer: "LoraLayer", adapter_name: str) -> None:
+    def finish(self, layer: Carrier, adapter_name: str) -> None:
         """Nothing."""
 
     @torch.no_grad()
-    def start(
-        self, layer: "LoraLayer", adapter_name: str, *, d_initial: float, identity: bool
-    ) -> None:
+    def start(self, layer: Carrier, adapter_name: str, *, d_initial: float, identity: bool) -> None:
         """b = 0 and d = `d_initial`; or b = 1 and d normal, so that it is no identity."""
         b, d = layer.parameter(adapter_name, _B), layer.parameter(adapter_name, _D)
         # PEFT draws d in any case: the random numbers that come after are the same as there.
