@@ -61,7 +61,8 @@ def load_into(
     config, tensors = take_embeddings(model, source.config, source.tensors, where)
     known = tuner.peft_config.get(adapter_name)
     if known is not None:
-        renew(model, adapter_name, known, config, tensors, where)
+        renewed = renew(model, adapter_name, known, config, tensors, where)
+        tuner.peft_config[adapter_name] = renewed
         tuner.set_requires_grad(adapter_name, is_trainable)
     else:
         tuner.add_tensors(

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ince.errors import AdapterError
+from ince.lora.allocation.allocator import RankAllocator
 from ince.lora.config import PeftConfig
 from ince.lora.layers.adapted import adapted_modules
 from ince.lora.layers.state import AdapterState
+from ince.lora.peft_model.allocating import allocate, regularized
 from ince.lora.peft_model.combining import combined_adapter, reduced_adapter
 from ince.lora.peft_model.joining import (
     check_joins,
@@ -69,6 +71,7 @@ class LoraModel(nn.Module):
         self.training = model.training
         # Adapters that were given gradients: `set_adapter` need not look at the others.
         self._trained: set[str] = set()
+        self._allocators: dict[str, RankAllocator] = {}
         configs = peft_config if isinstance(peft_config, Mapping) else {adapter_name: peft_config}
         for name, config in configs.items():
             if config is not None:
@@ -378,8 +381,14 @@ class LoraModel(nn.Module):
         return self.model
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The base's forward, with the active adapters."""
-        return self.model(*args, **kwargs)
+        """The base's forward, with the active adapters; in training AdaLoRA adds to the loss."""
+        outputs = self.model(*args, **kwargs)
+        names = [n for n in self.adapter_state.active if n in self._trained and self.training]
+        return regularized(outputs, self.model, self.peft_config, names)
+
+    def update_and_allocate(self, global_step: int) -> None:
+        """AdaLoRA's part of a training step: see `RankAllocator.update_and_allocate`."""
+        allocate(self.model, self.peft_config, self._trained, self._allocators, global_step)
 
     def __getattr__(self, name: str) -> Any:
         try:

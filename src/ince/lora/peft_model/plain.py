@@ -6,11 +6,12 @@ from typing import TypeVar, cast
 from torch import Tensor, nn
 
 from ince.errors import ConfigError, InputError
-from ince.lora.config import PeftConfig
+from ince.lora.allocation.files import from_file
+from ince.lora.config import AdaLoraConfig, PeftConfig
 from ince.lora.layers.adapted import PREFIX
 from ince.lora.peft_model.embeddings import embeddings_to_save
 from ince.lora.peft_model.loading import LoadResult
-from ince.lora.peft_model.saving import tensors_of_state
+from ince.lora.peft_model.saving import file_of, tensors_of_state
 from ince.lora.peft_model.shell import PeftModel
 from ince.lora.placement.inject import adapter_tensors, inject, load_adapter_tensors
 
@@ -76,13 +77,14 @@ def get_peft_model_state_dict(
     if unwrap_compiled:
         model = getattr(model, "_orig_mod", model)
     base = _base(model)
+    if isinstance(model, PeftModel):
+        config = model.peft_config[adapter_name]
+        _, tensors = file_of(base, adapter_name, config, state_dict)
+        return tensors | embeddings_to_save(base, config, save_embedding_layers)
     if state_dict is None:
         tensors = adapter_tensors(base, adapter_name)
     else:
         tensors = tensors_of_state(base, adapter_name, state_dict)
-    if isinstance(model, PeftModel):
-        config = model.peft_config[adapter_name]
-        return tensors | embeddings_to_save(base, config, save_embedding_layers)
     return {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
 
 
@@ -116,7 +118,11 @@ def set_peft_model_state_dict(
     tensors = dict(peft_model_state_dict)
     if not any(name.startswith(PREFIX) for name in tensors):
         tensors = {PREFIX + name: tensor for name, tensor in tensors.items()}
-    load_adapter_tensors(_base(model), tensors, adapter_name)
+    base = _base(model)
+    config = model.peft_config.get(adapter_name) if isinstance(model, PeftModel) else None
+    if isinstance(config, AdaLoraConfig):
+        tensors = from_file(base, adapter_name, config, tensors)
+    load_adapter_tensors(base, tensors, adapter_name)
     return LoadResult([], [])
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ince.errors import AdapterError
-from ince.lora.config import PeftConfig
+from ince.lora.allocation.files import from_file
+from ince.lora.config import AdaLoraConfig, PeftConfig
 from ince.lora.placement.inject import load_adapter_tensors
 
 __all__ = ["renew"]
@@ -35,6 +36,9 @@ _IRRELEVANT = frozenset(
     }
 )
 
+# Of AdaLoRA, which ranks training has left so far.
+_LEFT = "rank_pattern"
+
 
 def renew(
     model: nn.Module,
@@ -43,7 +47,7 @@ def renew(
     config: PeftConfig,
     tensors: Mapping[str, Tensor],
     where: object,
-) -> None:
+) -> PeftConfig:
     """Overwrite the weights of an adapter.
 
     Args:
@@ -54,15 +58,20 @@ def renew(
         tensors: the new weights, by the names of a file.
         where: they come from.
 
+    Returns:
+        Its config from now on: of AdaLoRA, with the ranks that are left in the new weights.
+
     Raises:
         AdapterError: they are another adapter's: other scales or variants, or other tensors.
             Nothing was changed.
     """
+    of_adalora = isinstance(known, AdaLoraConfig) and isinstance(config, AdaLoraConfig)
+    irrelevant = _IRRELEVANT | {_LEFT} if of_adalora else _IRRELEVANT
     before, after = known.to_peft_dict(), config.to_peft_dict()
     differing = sorted(
         key
         for key in before.keys() | after.keys()
-        if key not in _IRRELEVANT and before.get(key) != after.get(key)
+        if key not in irrelevant and before.get(key) != after.get(key)
     )
     if differing:
         raise AdapterError(
@@ -72,4 +81,8 @@ def renew(
             expected=", ".join(f"{key}={before.get(key)!r}" for key in differing),
             do="load it under another name, or delete that one first",
         )
+    if isinstance(known, AdaLoraConfig) and isinstance(config, AdaLoraConfig):
+        tensors = from_file(model, adapter_name, config, tensors)
+        known = known.model_copy(update={_LEFT: config.rank_pattern})
     load_adapter_tensors(model, tensors, adapter_name, where=where)
+    return known

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ince.errors import AdapterError, InputError
 from ince.formats.adapter import write_adapter
+from ince.lora.allocation.files import to_file
 from ince.lora.base_identity import base_digest
-from ince.lora.config import LoraConfig, PeftConfig
+from ince.lora.config import AdaLoraConfig, LoraConfig, PeftConfig
 from ince.lora.layers.adapted import PREFIX, adapted_modules
 from ince.lora.peft_model.embeddings import embeddings_to_save
 from ince.lora.peft_model.hub import HubOptions
@@ -25,7 +26,7 @@ from ince.lora.peft_model.joining import base_name
 from ince.lora.peft_model.source import read_source
 from ince.lora.placement.inject import adapter_tensors, lora_layers
 
-__all__ = ["save_adapters", "tensors_of_state"]
+__all__ = ["file_of", "save_adapters", "tensors_of_state"]
 
 _Config = TypeVar("_Config", bound=PeftConfig)
 
@@ -61,11 +62,7 @@ def save_adapters(
     # All are gathered before the first is written: a mistake in one leaves no half of them.
     prepared: list[tuple[Path, PeftConfig, dict[str, Tensor]]] = []
     for name in adapter_names:
-        config = _named(configs[name], model)
-        if state_dict is None:
-            tensors = adapter_tensors(model, name)
-        else:
-            tensors = tensors_of_state(model, name, state_dict)
+        config, tensors = file_of(model, name, _named(configs[name], model), state_dict)
         if initial is not None:
             config, tensors = _plain(model, name, config, tensors, initial)
         tensors |= embeddings_to_save(model, config, save_embedding_layers)
@@ -73,6 +70,32 @@ def save_adapters(
         prepared.append((folder, config.model_copy(update={"inference_mode": True}), tensors))
     for folder, config, tensors in prepared:
         write_adapter(folder, config.to_peft_dict(), tensors, base_digest=base_digest(model))
+
+
+def file_of(
+    model: nn.Module,
+    adapter_name: str,
+    config: PeftConfig,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> tuple[PeftConfig, dict[str, Tensor]]:
+    """An adapter as its file has it: of AdaLoRA, without the ranks that were given up.
+
+    Args:
+        model: the base, its layers adapted.
+        adapter_name: of the adapter.
+        config: of the adapter.
+        state_dict: see `tensors_of_state`; else the model's own weights.
+
+    Raises:
+        AdapterError: `state_dict` does not hold the whole adapter.
+    """
+    if state_dict is None:
+        tensors = adapter_tensors(model, adapter_name)
+    else:
+        tensors = tensors_of_state(model, adapter_name, state_dict)
+    if isinstance(config, AdaLoraConfig):
+        return to_file(model, adapter_name, config, tensors)
+    return config, tensors
 
 
 def tensors_of_state(
@@ -93,6 +116,9 @@ def tensors_of_state(
     tensors: dict[str, Tensor] = {}
     for module_name, adapted in adapted_modules(model):
         for key, tensor in adapted.keyed_tensors(module_name, adapter_name).items():
+            if not key.startswith(PREFIX):
+                tensors[key] = tensor  # what layers share is no module's
+                continue
             name = where.get(id(tensor), "")
             if name not in state_dict:
                 raise AdapterError(
