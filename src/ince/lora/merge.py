@@ -19,6 +19,7 @@ from ince.lora.layers.adapted import (
     own_parameters,
 )
 from ince.lora.layers.plain import plain_copy, plain_tensors
+from ince.lora.placement.replication import is_replicated
 
 __all__ = [
     "MergedTensor",
@@ -115,7 +116,7 @@ def _weights_by_name(model: nn.Module) -> list[dict[str, _Key]]:
     groups: dict[int, dict[str, _Key]] = {}
     for name, module in outer_modules(model):
         weight = own_parameters(base_of(module)).get("weight")
-        if weight is not None:
+        if weight is not None and not is_replicated(model, name):
             key = module.weight_key() if isinstance(module, Adapted) else (id(weight),)
             groups.setdefault(id(weight), {})[name] = key
     return [group for group in groups.values() if len(group) > 1]
@@ -136,7 +137,8 @@ def _repeated(model: nn.Module) -> set[str]:
     for name, module in outer_modules(model):
         for leaf, parameter in own_parameters(base_of(module)).items():
             full = f"{name}.{leaf}" if name else leaf
-            if id(parameter) in seen and full not in broken and not isinstance(module, Adapted):
+            is_again = id(parameter) in seen and full not in broken
+            if is_again and not isinstance(module, Adapted) and not is_replicated(model, name):
                 repeated.add(full)
             seen.add(id(parameter))
     return repeated

@@ -4,8 +4,9 @@ Everything is checked before anything is changed: a config or a set of tensors t
 fit leaves the model as it was.
 """
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from ince.lora.layers.state import AdapterState
 from ince.lora.layers.wrapper import Wrapper
 from ince.lora.placement.find import find_places, find_places_of
 from ince.lora.placement.places import Place
+from ince.lora.placement.replication import replicate, restore_layers
 from ince.lora.placement.tensors import check_tensors
 
 __all__ = [
@@ -63,15 +65,16 @@ def inject(
         ConfigError: the config does not fit the model.
         AdapterError: there is an adapter of this name already, or the name cannot be used.
     """
-    places, resolved = find_places(model, config)
-    _inject(model, adapter_name, places, state)
-    modules = dict(adapted_modules(model))
-    try:
-        for place in places:
-            place.start(modules[place.name], adapter_name, resolved)
-    except BaseException:
-        delete_adapter(model, adapter_name)
-        raise
+    with _deeper(model, config):
+        places, resolved = find_places(model, config)
+        _inject(model, adapter_name, places, state)
+        modules = dict(adapted_modules(model))
+        try:
+            for place in places:
+                place.start(modules[place.name], adapter_name, resolved)
+        except BaseException:
+            delete_adapter(model, adapter_name)
+            raise
     return resolved
 
 
@@ -100,11 +103,12 @@ def inject_tensors(
         ConfigError, AdapterError: as `inject`; or tensors are missing, left over or of
             another shape. The model is as it was.
     """
-    found = find_places_of(model, config, fresh=False, keys=tensors.keys())
-    tensors = found.fitted(tensors)
-    check_tensors(_shapes(found.places), tensors, where)
-    # Every weight is about to be replaced: no random numbers are needed.
-    _inject(model, adapter_name, found.places, state)
+    with _deeper(model, config):
+        found = find_places_of(model, config, fresh=False, keys=tensors.keys())
+        tensors = found.fitted(tensors)
+        check_tensors(_shapes(found.places), tensors, where)
+        # Every weight is about to be replaced: no random numbers are needed.
+        _inject(model, adapter_name, found.places, state)
     _fill(model, adapter_name, tensors, may_keep=may_keep)
     return found.config
 
@@ -175,6 +179,8 @@ def delete_adapter(model: nn.Module, adapter_name: str) -> None:
         if left is not adapted:
             for address in addresses[id(adapted)]:
                 model.set_submodule(address, left)
+    if not any(True for _ in adapted_modules(model)):
+        restore_layers(model)
 
 
 def restore_base(model: nn.Module) -> None:
@@ -183,6 +189,7 @@ def restore_base(model: nn.Module) -> None:
     for _, adapted in list(adapted_modules(model)):
         for address in addresses[id(adapted)]:
             model.set_submodule(address, adapted.get_base_layer())
+    restore_layers(model)
 
 
 def check_adapter_name(adapter_name: str) -> None:
@@ -202,6 +209,18 @@ def check_adapter_name(adapter_name: str) -> None:
             got=adapter_name,
             expected="letters, digits, _ and -, beginning with a letter or digit",
         )
+
+
+@contextlib.contextmanager
+def _deeper(model: nn.Module, config: PeftConfig) -> Iterator[None]:
+    """Inside, layers are replicated as the config says; they stay so if all goes well."""
+    changed = replicate(model, getattr(config, "layer_replication", None))
+    try:
+        yield
+    except BaseException:
+        if changed:
+            restore_layers(model)
+        raise
 
 
 def _inject(

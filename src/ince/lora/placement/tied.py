@@ -11,6 +11,7 @@ from torch import nn
 
 from ince.lora.config import PeftConfig
 from ince.lora.layers.adapted import base_of, outer_modules, own_parameters
+from ince.lora.placement.replication import is_replicated
 
 __all__ = ["input_embedding_name", "keeps_tied", "tied_names"]
 
@@ -25,7 +26,7 @@ def tied_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     by_weight: dict[int, list[str]] = {}
     for name, module in outer_modules(model):
         weight = own_parameters(base_of(module)).get("weight")
-        if name and weight is not None:
+        if name and weight is not None and not is_replicated(model, name):
             by_weight.setdefault(id(weight), []).append(name)
     first = input_embedding_name(model)
     found: dict[str, tuple[str, ...]] = {}
