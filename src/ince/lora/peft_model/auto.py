@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import nn
-
 from ince.errors import AdapterError, InputError
 from ince.files import read_json
 from ince.formats.adapter import CONFIG_FILE
@@ -24,7 +22,6 @@ from ince.lora.peft_model.tasks import (
     PeftModelForSeq2SeqLM,
     PeftModelForSequenceClassification,
     PeftModelForTokenClassification,
-    shell_for,
 )
 
 __all__ = [
@@ -100,13 +97,14 @@ class AutoPeftModel:
             config.base_model_name_or_path, revision=config.revision, **shared, **kwargs
         )
         _enlarge(base, folder)
-        shell = shell_for(config, base) if cls._shell is PeftModel else cls._shell
-        return shell.from_pretrained(base, folder, adapter_name, is_trainable, config, **of_adapter)
+        return cls._shell.from_pretrained(
+            base, folder, adapter_name, is_trainable, config, **of_adapter
+        )
 
     @classmethod
     def _class_of_base(cls, config: PeftConfig, folder: Path) -> Any:
         if cls._auto_class is not None:
-            if config.task_type is not None and shell_for(config, nn.Module()) is not cls._shell:
+            if config.task_type not in (None, cls._shell.task):
                 raise AdapterError(
                     "the adapter is for another task",
                     where=folder / CONFIG_FILE,

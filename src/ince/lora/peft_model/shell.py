@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ince.errors import AdapterError, InputError
 from ince.lora.config import PeftConfig
+from ince.lora.peft_model.dispatch import class_for_task
 from ince.lora.peft_model.hub import HubOptions, refuse_options, upload_adapters
 from ince.lora.peft_model.joining import check_not_adapted, known_names
 from ince.lora.peft_model.loading import LoadResult, check_not_offloaded, load_into
@@ -55,6 +56,8 @@ class PeftModel(nn.Module):
         AdapterError: the model is adapted already, or the name cannot be used.
     """
 
+    task: ClassVar[str | None] = None
+    base_endings: ClassVar[tuple[str, ...]] = ()
     base_model: LoraModel
 
     def __init__(
@@ -100,11 +103,8 @@ class PeftModel(nn.Module):
         check_not_adapted(model)
         check_not_offloaded(ephemeral_gpu_offload)
         source = read_source(model_id, HubOptions.of(kwargs), config, key_mapping)
-        if cls is PeftModel:
-            from ince.lora.peft_model.tasks import shell_for
-
-            cls = shell_for(source.config, model)  # noqa: PLW0642
-        self = cls.__new__(cls)
+        kind = class_for_task(cls, source.config.task_type, model) if cls is PeftModel else cls
+        self = kind.__new__(kind)
         nn.Module.__init__(self)
         self.base_model = LoraModel(model)
         self.training = model.training
@@ -161,8 +161,7 @@ class PeftModel(nn.Module):
             low_cpu_mem_usage: without effect; loading takes the memory of the adapter.
             key_mapping: regular expressions and replacements for the tensors' names.
             config: in place of the one in the file.
-            **kwargs: `subfolder`, `revision`, `token`, `cache_dir`, `force_download` and
-                `local_files_only`, as in huggingface_hub.
+            **kwargs: of `HubOptions`, such as `subfolder`, `revision` and `token`.
 
         Raises:
             InputError: no such folder or repository, or an unknown argument.
@@ -366,7 +365,7 @@ class PeftModel(nn.Module):
         Raises:
             AdapterError: `adapter_names` cannot be used; nothing was run.
         """
-        return self._call(self.get_base_model(), args, kwargs)
+        return self._call(self.base_model, args, kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The base's generate; `adapter_names` as in `forward`, one for each prompt."""
@@ -395,6 +394,3 @@ class PeftModel(nn.Module):
             if name == "base_model":  # not there before __init__ ends
                 raise
             return getattr(self.base_model, name)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *dir(LoraModel)})

@@ -137,7 +137,7 @@ def _tuner(model: nn.Module) -> LoraModel | None:
     """The `LoraModel` in a `PeftModel`, by what it is and not by what it is called."""
     if isinstance(model, LoraModel):
         return model
-    inner = model._modules.get("base_model")
+    inner = getattr(model, "base_model", None)
     return inner if isinstance(inner, LoraModel) else None
 
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from torch import nn
 
 from ince.errors import InputError
-from ince.lora.config import PeftConfig
+from ince.lora.config import PeftConfig, TaskType
+from ince.lora.peft_model.dispatch import class_for_task
 from ince.lora.peft_model.shell import PeftModel
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
     "PeftModelForSequenceClassification",
     "PeftModelForTokenClassification",
     "get_peft_model",
-    "shell_for",
 ]
 
 _ENCODED = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
@@ -39,7 +39,7 @@ def _taking(*names: str) -> Callable[..., Any]:
     listed = [parameter(name, parameter.POSITIONAL_OR_KEYWORD, default=None) for name in names]
     self = parameter("self", parameter.POSITIONAL_OR_KEYWORD)
     rest = parameter("kwargs", parameter.VAR_KEYWORD)
-    forward.__signature__ = inspect.Signature([self, *listed, rest])  # pyright: ignore[reportFunctionMemberAccess]
+    forward.__signature__ = inspect.Signature([self, *listed, rest])
     forward.__doc__ = PeftModel.forward.__doc__
     return forward
 
@@ -47,64 +47,49 @@ def _taking(*names: str) -> Callable[..., Any]:
 class PeftModelForCausalLM(PeftModel):
     """Text that goes on."""
 
+    task = TaskType.CAUSAL_LM
+    base_endings = ("ForCausalLM", "LMHeadModel")
     forward = _taking(*_ENCODED, "labels")
 
 
 class PeftModelForSeq2SeqLM(PeftModel):
     """Text from text, by an encoder and a decoder."""
 
+    task = TaskType.SEQ_2_SEQ_LM
+    base_endings = ("ForConditionalGeneration",)
     forward = _taking(*_ENCODED, *_DECODED, "labels")
 
 
 class PeftModelForSequenceClassification(PeftModel):
     """Classes of texts."""
 
+    task = TaskType.SEQ_CLS
+    base_endings = ("ForSequenceClassification",)
     forward = _taking(*_ENCODED, "labels")
 
 
 class PeftModelForTokenClassification(PeftModel):
     """Classes of tokens."""
 
+    task = TaskType.TOKEN_CLS
+    base_endings = ("ForTokenClassification",)
     forward = _taking(*_ENCODED, "labels")
 
 
 class PeftModelForQuestionAnswering(PeftModel):
     """Answers as spans of a text."""
 
+    task = TaskType.QUESTION_ANS
+    base_endings = ("ForQuestionAnswering",)
     forward = _taking(*_ENCODED, "start_positions", "end_positions")
 
 
 class PeftModelForFeatureExtraction(PeftModel):
     """Hidden states."""
 
+    task = TaskType.FEATURE_EXTRACTION
+    base_endings = ()
     forward = _taking(*_ENCODED)
-
-
-_BY_TASK: dict[str, type[PeftModel]] = {
-    "CAUSAL_LM": PeftModelForCausalLM,
-    "SEQ_2_SEQ_LM": PeftModelForSeq2SeqLM,
-    "SEQ_CLS": PeftModelForSequenceClassification,
-    "TOKEN_CLS": PeftModelForTokenClassification,
-    "QUESTION_ANS": PeftModelForQuestionAnswering,
-    "FEATURE_EXTRACTION": PeftModelForFeatureExtraction,
-}
-# Where the config names no task, transformers' class does.
-_BY_ENDING: dict[str, type[PeftModel]] = {
-    "ForCausalLM": PeftModelForCausalLM,
-    "LMHeadModel": PeftModelForCausalLM,
-    "ForConditionalGeneration": PeftModelForSeq2SeqLM,
-    "ForSequenceClassification": PeftModelForSequenceClassification,
-    "ForTokenClassification": PeftModelForTokenClassification,
-    "ForQuestionAnswering": PeftModelForQuestionAnswering,
-}
-
-
-def shell_for(config: PeftConfig, model: nn.Module) -> type[PeftModel]:
-    """The class for a task: the config's, or that of the base's class."""
-    if config.task_type is not None:
-        return _BY_TASK[config.task_type]
-    kind = type(model).__name__
-    return next((shell for end, shell in _BY_ENDING.items() if kind.endswith(end)), PeftModel)
 
 
 def get_peft_model(
@@ -136,6 +121,6 @@ def get_peft_model(
         raise InputError("adapters of several methods do not share a model", got="mixed=True")
     if revision is not None:
         peft_config = peft_config.model_copy(update={"revision": revision})
-    return shell_for(peft_config, model)(
+    return class_for_task(PeftModel, peft_config.task_type, model)(
         model, peft_config, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage
     )

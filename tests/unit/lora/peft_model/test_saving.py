@@ -107,9 +107,9 @@ def test_embeddings_that_differ_are_the_adapters_own(llama, lora, tmp_path, logi
     assert loaded.peft_config["default"].modules_to_save == ("model.embed_tokens",)
     with loaded.disable_adapter():
         assert torch.equal(logits(loaded), plain)
+    bigger = llama()
+    bigger.resize_token_embeddings(60, mean_resizing=False)
     with pytest.raises(AdapterError, match=r"resize_token_embeddings\(48\)"):
-        bigger = llama()
-        bigger.resize_token_embeddings(60, mean_resizing=False)
         PeftModel.from_pretrained(bigger, tmp_path)
 
 

@@ -15,7 +15,7 @@ from ince.lora import (
     PeftModelForQuestionAnswering,
     get_peft_model,
 )
-from ince.lora.peft_model.tasks import shell_for
+from ince.lora.peft_model.dispatch import class_for_task
 
 
 def test_the_class_follows_the_task_and_else_the_base(llama, lora):
@@ -23,7 +23,7 @@ def test_the_class_follows_the_task_and_else_the_base(llama, lora):
         PeftModelForQuestionAnswering
     )
     assert type(get_peft_model(llama(), lora())) is PeftModelForCausalLM
-    assert shell_for(lora(), nn.Linear(1, 1)) is PeftModel
+    assert class_for_task(PeftModel, None, nn.Linear(1, 1)) is PeftModel
 
 
 def test_a_loaded_one_has_the_class_too(llama, lora, tmp_path):
