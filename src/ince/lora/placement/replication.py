@@ -32,6 +32,7 @@ class _Replication:
     ranges: tuple[tuple[int, int], ...]
     owner: nn.Module
     attribute: str
+    prefix: str
     layers: nn.ModuleList
     config_values: dict[str, Any]
 
@@ -50,9 +51,7 @@ def is_replicated(model: nn.Module, name: str) -> bool:
     found: _Replication | None = vars(model).get(_KEY)
     if found is None:
         return False
-    layers = getattr(found.owner, found.attribute)
-    path = next(path for path, module in model.named_modules() if module is layers)
-    return name.startswith(f"{path}.")
+    return name.startswith(found.prefix)
 
 
 def replicate(model: nn.Module, ranges: Sequence[tuple[int, int]] | None) -> bool:
@@ -99,7 +98,8 @@ def replicate(model: nn.Module, ranges: Sequence[tuple[int, int]] | None) -> boo
         for name in ("num_hidden_layers", "layer_types")
         if getattr(config, name, None) is not None
     }
-    vars(model)[_KEY] = _Replication(wanted, owner, attribute, layers, values)
+    prefix = next(name for name, module in model.named_modules() if module is layers) + "."
+    vars(model)[_KEY] = _Replication(wanted, owner, attribute, prefix, layers, values)
     setattr(owner, attribute, nn.ModuleList(_again(layers[i], at) for at, i in enumerate(order)))
     if "num_hidden_layers" in values:
         config.num_hidden_layers = len(order)
@@ -118,17 +118,15 @@ def restore_layers(model: nn.Module) -> None:
 
 
 def _layers_of(model: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
-    inner = model
-    while isinstance(getattr(inner, "model", None), nn.Module):
-        inner = inner.model
-    for name in ("bert", "transformer"):
-        if isinstance(getattr(inner, name, None), nn.Module):
-            inner = getattr(inner, name)
+    inner: nn.Module = model
+    for name in ("model", "model", "bert", "transformer"):
+        inside = getattr(inner, name, None)
+        inner = inside if isinstance(inside, nn.Module) else inner
     for *path, attribute in _LISTS:
-        owner = inner
+        owner: object = inner
         for part in path:
             owner = getattr(owner, part, None)
-        layers = getattr(owner, attribute, None)
+        layers: object = getattr(owner, attribute, None)
         if isinstance(owner, nn.Module) and isinstance(layers, nn.ModuleList):
             return owner, attribute, layers
     raise ConfigError(
@@ -144,6 +142,6 @@ def _again(layer: nn.Module, at: int) -> nn.Module:
     shared += [vars(module)["config"] for module in layer.modules() if "config" in vars(module)]
     copied = copy.deepcopy(layer, {id(each): each for each in shared})
     for module in copied.modules():
-        if hasattr(module, "layer_idx"):
-            module.layer_idx = at
+        if "layer_idx" in vars(module):
+            vars(module)["layer_idx"] = at
     return copied
