@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from ince.errors import AdapterError
-from ince.lora.config import PeftConfig
+from ince.lora.config import LoraConfig, PeftConfig
 from ince.lora.layers.adapted import Adapted, adapted_modules, outer_modules
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.state import AdapterState
 from ince.lora.layers.wrapper import Wrapper
 from ince.lora.placement.find import find_places, find_places_of
-from ince.lora.placement.places import Place
+from ince.lora.placement.places import LayerPlace, Place
 from ince.lora.placement.replication import replicate, restore_layers
+from ince.lora.placement.start import found_again, is_found_again, put_base
 from ince.lora.placement.tensors import check_tensors
+from ince.lora.starts.start import Start
 
 __all__ = [
     "adapter_names",
@@ -107,10 +109,31 @@ def inject_tensors(
         found = find_places_of(model, config, fresh=False, keys=tensors.keys())
         tensors = found.fitted(tensors)
         check_tensors(_shapes(found.places), tensors, where)
+        starts = _found_again(found.places, config, where)
         # Every weight is about to be replaced: no random numbers are needed.
         _inject(model, adapter_name, found.places, state)
+    _put_bases(model, adapter_name, starts)
     _fill(model, adapter_name, tensors, may_keep=may_keep)
     return found.config
+
+
+def _found_again(places: Sequence[Place], config: PeftConfig, where: object) -> dict[str, Start]:
+    """By layer, the starts that the file's adapter had and that the base still tells."""
+    if not isinstance(config, LoraConfig) or not is_found_again(config, where=where):
+        return {}
+    found: dict[str, Start] = {}
+    for place in places:
+        if isinstance(place, LayerPlace):
+            start = found_again(place.geometry, place.target.spec, config, name=place.name)
+            if start is not None:
+                found[place.name] = start
+    return found
+
+
+def _put_bases(model: nn.Module, adapter_name: str, starts: Mapping[str, Start]) -> None:
+    layers = dict(lora_layers(model))
+    for name, start in starts.items():
+        put_base(layers[name], adapter_name, start, name=name)
 
 
 def load_adapter_tensors(

@@ -11,6 +11,7 @@ from torch import nn
 
 from ince.lora.config import LoraConfig, PeftConfig
 from ince.lora.layers.adapted import PREFIX, Adapted
+from ince.lora.layers.geometry import Geometry
 from ince.lora.layers.kinds import geometry_of
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.state import AdapterState
@@ -65,12 +66,18 @@ class LayerPlace:
         """Of the layer."""
         return self.target.name
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """A, B, and what the variant has besides."""
-        layer, spec = self.target.layer, self.target.spec
+    @property
+    def geometry(self) -> Geometry:
+        """How the layer multiplies."""
+        layer = self.target.layer
         geometry = layer.geometry if isinstance(layer, LoraLayer) else geometry_of(layer)
         assert geometry is not None  # of a target
-        shapes = VARIANTS[spec.variant].shapes(geometry, spec)
+        return geometry
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """A, B, and what the variant has besides."""
+        spec = self.target.spec
+        shapes = VARIANTS[spec.variant].shapes(self.geometry, spec)
         return {f"{PREFIX}{self.name}.{suffix}": shape for suffix, shape in shapes.items()}
 
     def wrap(self, module: nn.Module, state: AdapterState) -> Adapted:
@@ -88,4 +95,4 @@ class LayerPlace:
     def start(self, adapted: Adapted, adapter_name: str, config: PeftConfig) -> None:
         """As `init_lora_weights` says."""
         assert isinstance(config, LoraConfig)  # its relatives have places of their own
-        start_adapter(part_of(adapted, LoraLayer), adapter_name, config)
+        start_adapter(part_of(adapted, LoraLayer), adapter_name, config, name=self.name)
