@@ -1,6 +1,18 @@
 """Optimizers and the course of their learning rate."""
 
 from ince.optim.adamw import build_optimizer, load_optimizer_state, optimizer_state
+from ince.optim.lora_fa import LoraFAOptimizer, create_lorafa_optimizer
+from ince.optim.lora_plus import create_loraplus_optimizer, lora_plus_groups, lora_plus_ratios
 from ince.optim.schedule import learning_rate
 
-__all__ = ["build_optimizer", "learning_rate", "load_optimizer_state", "optimizer_state"]
+__all__ = [
+    "LoraFAOptimizer",
+    "build_optimizer",
+    "create_lorafa_optimizer",
+    "create_loraplus_optimizer",
+    "learning_rate",
+    "load_optimizer_state",
+    "lora_plus_groups",
+    "lora_plus_ratios",
+    "optimizer_state",
+]
