@@ -341,7 +341,9 @@ def lora(**values):
 def test_lora_plus_has_their_groups(values):
     options = {"lr": 1e-3, "loraplus_lr_ratio": 16.0, "loraplus_weight_decay": 0.1, "eps": 1e-7}
     groups = []
-    for model, make in zip(lora(**values), (create_loraplus_optimizer, their_lora_plus), strict=True):
+    for model, make in zip(
+        lora(**values), (create_loraplus_optimizer, their_lora_plus), strict=True
+    ):
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         optimizer = make(model, torch.optim.AdamW, **options)
         groups.append(
@@ -365,9 +367,7 @@ def test_lora_plus_over_layer_norms_and_biases_has_their_groups():
         model = make(base("gpt2"), "Lora", values)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         optimizer = optimizer_of(model, torch.optim.SGD, lr=0.1, loraplus_lr_ratio=4)
-        groups.append(
-            [{names[id(p)] for p in group["params"]} for group in optimizer.param_groups]
-        )
+        groups.append([{names[id(p)] for p in group["params"]} for group in optimizer.param_groups])
     assert groups[0] == groups[1]
     assert len(groups[0][3]) == 2
 

@@ -1,6 +1,11 @@
 """Optimizers and the course of their learning rate."""
 
-from ince.optim.adamw import build_optimizer, load_optimizer_state, optimizer_state
+from ince.optim.adamw import (
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    set_learning_rate,
+)
 from ince.optim.lora_fa import LoraFAOptimizer, create_lorafa_optimizer
 from ince.optim.lora_plus import create_loraplus_optimizer, lora_plus_groups, lora_plus_ratios
 from ince.optim.schedule import learning_rate
@@ -15,4 +20,5 @@ __all__ = [
     "lora_plus_groups",
     "lora_plus_ratios",
     "optimizer_state",
+    "set_learning_rate",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ince.errors import CorruptFileError
 
-__all__ = ["build_optimizer", "load_optimizer_state", "optimizer_state"]
+__all__ = ["build_optimizer", "load_optimizer_state", "optimizer_state", "set_learning_rate"]
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -23,10 +23,30 @@ def build_optimizer(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    lr_ratios: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW over the given parameters, in the order of their names."""
-    ordered = [parameters[name] for name in sorted(parameters)]
-    return torch.optim.AdamW(ordered, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    """AdamW over the given parameters, in the order of their names.
+
+    Args:
+        parameters: by name.
+        lr: learning rate. betas, eps, weight_decay: as of torch's.
+        lr_ratios: by name, a factor on the learning rate; 1 where there is none. Parameters of
+            one factor are a group, which has it as ``lr_ratio`` (see `set_learning_rate`).
+    """
+    of_ratio: dict[float, list[nn.Parameter]] = {}
+    for name in sorted(parameters):
+        of_ratio.setdefault((lr_ratios or {}).get(name, 1.0), []).append(parameters[name])
+    groups = [
+        {"params": of_ratio[ratio], "lr": lr * ratio, "lr_ratio": ratio}
+        for ratio in sorted(of_ratio)
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of the next step, times the ``lr_ratio`` of each group that has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_ratio", 1.0)
 
 
 def optimizer_state(

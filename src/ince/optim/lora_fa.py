@@ -187,9 +187,7 @@ def create_lorafa_optimizer(
     return LoraFAOptimizer(trained, frozen, lr=lr, weight_decay=weight_decay)
 
 
-def _pair(
-    name: str, module: Adapted, adapter: str
-) -> tuple[Tensor, nn.Parameter, float] | None:
+def _pair(name: str, module: Adapted, adapter: str) -> tuple[Tensor, nn.Parameter, float] | None:
     """A, B and s of a layer, if the adapter is trained in it."""
     if isinstance(module, Wrapper):
         return None  # a whole module, rows of tokens, or a bias: trained by plain AdamW

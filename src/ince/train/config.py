@@ -33,6 +33,10 @@ class TrainConfig(BaseModel):
     lr: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
 
+    loraplus_lr_ratio: float | None = Field(default=None, gt=0)
+    """How many times as fast as A each B learns (LoRA+, arXiv:2402.12354); 16 is usual.
+    None: as fast."""
+
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate after warm-up: down to zero, or level."""
 

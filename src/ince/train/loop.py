@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from ince.data.example import Example
 from ince.errors import CorruptFileError, InterruptedRunError, TrainingError
 from ince.heap import give_back
-from ince.optim import build_optimizer, learning_rate, load_optimizer_state, optimizer_state
+from ince.optim import (
+    build_optimizer,
+    learning_rate,
+    load_optimizer_state,
+    lora_plus_ratios,
+    optimizer_state,
+)
 from ince.record import peak_memory_bytes
 from ince.train.checkpoint import TrainState, latest_checkpoint, remove_old, save_checkpoint
 from ince.train.config import TrainConfig
@@ -118,6 +124,7 @@ def train(
         CorruptFileError: checkpoints exist and none is whole, or they are of another recipe.
     """
     parameters = _trainable(model)
+    ratio = config.loraplus_lr_ratio
     plan = StepPlan(
         examples,
         packing=packing,
@@ -133,6 +140,7 @@ def train(
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
+        lr_ratios=None if ratio is None else lora_plus_ratios(model, ratio),
     )
     state = TrainState(recipe_digest)
     checkpoint = latest_checkpoint(run_dir, warn=observer.said)

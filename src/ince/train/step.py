@@ -8,6 +8,7 @@ from torch import nn
 
 from ince.data import Row, collate
 from ince.errors import TrainingError
+from ince.optim import set_learning_rate
 from ince.train.loss import target_loss
 
 __all__ = ["StepResult", "micro_batches", "train_step"]
@@ -89,8 +90,7 @@ def train_step(
             got=f"loss {mean}, gradient norm {grad_norm}",
             do="lower train.lr, or look at the rows named; the last checkpoint is good",
         )
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    set_learning_rate(optimizer, lr)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return StepResult(mean, grad_norm, sum(b.num_tokens for b in batches), num_targets)

@@ -3,7 +3,12 @@ import torch
 from torch import nn
 
 from ince.errors import CorruptFileError
-from ince.optim import build_optimizer, load_optimizer_state, optimizer_state
+from ince.optim import (
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+    set_learning_rate,
+)
 
 
 def parameters():
@@ -53,3 +58,36 @@ def test_a_state_of_other_parameters_is_refused(change):
         state["a.exp_avg"] = torch.zeros(5)
     with pytest.raises(CorruptFileError, match="optimizer moment"):
         load_optimizer_state(make(named), named, state)
+
+
+def quick(named, ratio=10.0):
+    return build_optimizer(
+        named, lr=1e-2, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, lr_ratios={"a": ratio}
+    )
+
+
+def test_a_ratio_multiplies_the_rate_of_its_parameter():
+    named, plain = parameters(), parameters()
+    optimizer, other = quick(named), make(plain)
+    for each in (optimizer, other):
+        set_learning_rate(each, 0.5)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.5, 5.0}
+    assert {group["lr"] for group in other.param_groups} == {0.5}
+    advance(named, optimizer, 1)
+    advance(plain, other, 1)
+    assert torch.equal(named["b"], plain["b"])
+    start = parameters()["a"]
+    torch.testing.assert_close(named["a"] - start, 10 * (plain["a"] - start))
+
+
+def test_a_state_with_ratios_goes_on_to_the_bit():
+    first = parameters()
+    optimizer = quick(first)
+    advance(first, optimizer, 3)
+    state = optimizer_state(optimizer, first)
+    second = {name: nn.Parameter(p.detach().clone()) for name, p in first.items()}
+    resumed = quick(second)
+    load_optimizer_state(resumed, second, state)
+    advance(first, optimizer, 2)
+    advance(second, resumed, 2)
+    assert all(torch.equal(first[name], second[name]) for name in first)

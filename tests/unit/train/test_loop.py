@@ -214,3 +214,31 @@ def test_a_model_without_an_adapter_has_nothing_to_train(tmp_path):
             pad_id=2,
             observer=Watcher(),
         )
+
+
+def test_b_learns_faster_with_lora_plus(tmp_path, tiny_llama):
+    """After one step of AdamW, a weight has moved by its rate and no more."""
+    moved = {}
+    for name, ratio in (("plain", None), ("plus", 8.0)):
+        model, _ = run(
+            tmp_path / name,
+            tiny_llama,
+            dropout=0.0,
+            max_steps=1,
+            warmup_ratio=0.0,
+            loraplus_lr_ratio=ratio,
+        )
+        found = trained(model)
+        moved[name] = max(t.abs().max().item() for n, t in found.items() if "lora_B" in n)
+    assert moved["plain"] == pytest.approx(1e-2, rel=1e-3)
+    assert moved["plus"] == pytest.approx(8e-2, rel=1e-3)
+
+
+def test_a_run_with_lora_plus_resumes_to_the_bit(tmp_path, tiny_llama):
+    straight, _ = run(tmp_path / "a", tiny_llama, loraplus_lr_ratio=16)
+    stopped = Watcher(at=4, act=lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(InterruptedRunError):
+        run(tmp_path / "b", tiny_llama, stopped, loraplus_lr_ratio=16)
+    resumed, _ = run(tmp_path / "b", tiny_llama, loraplus_lr_ratio=16)
+    wanted, got = trained(straight), trained(resumed)
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
