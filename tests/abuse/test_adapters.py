@@ -271,9 +271,9 @@ def test_another_method(folder, method):
         ({"rank_pattern": {"(": 2}}, "rank_pattern: "),
         ({"rank_pattern": [1]}, "rank_pattern: "),
         ({"lora_alhpa": 3}, "lora_alhpa: no such option (did you mean 'lora_alpha'?)"),
-        ({"use_dora": True}, "use_dora: True is not supported"),
-        ({"bias": "all"}, "bias: 'all' is not supported"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save: "),
+        ({"corda_config": {"a": 1}}, "corda_config: {'a': 1} is not supported"),
+        ({"bias": "some"}, "bias: "),
+        ({"modules_to_save": "lm_head"}, "modules_to_save: "),
         ({"task_type": "DANCE"}, "task_type: "),
     ],
 )
@@ -281,6 +281,22 @@ def test_a_config_with_a_mistake(folder, values, match):
     change_config(folder, **values)
     text = refused(folder, ConfigError, match)
     assert CONFIG in text or str(folder) in text
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"use_dora": True}, "lora_magnitude_vector"),
+        ({"lora_bias": True}, "lora_B.bias"),
+        ({"modules_to_save": ["lm_head"]}, "lm_head.weight"),
+        ({"trainable_token_indices": [1, 2]}, "trainable_tokens_delta"),
+        ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, "k_proj.lora_A.weight"),
+    ],
+)
+def test_a_config_that_promises_more_than_the_tensors(folder, values, name):
+    change_config(folder, **values)
+    text = refused(folder, AdapterError, "is missing")
+    assert name in text
 
 
 def test_a_rank_that_its_tensors_do_not_have(folder):
@@ -293,14 +309,48 @@ def test_a_rank_beyond_memory_is_refused_before_it_is_allocated(folder):
     refused(folder, AdapterError, "8 of another shape")
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/b", "..", "/abs", "a.b", "", "con\0"])
-def test_adapter_names_that_are_paths_write_nothing(tmp_path, name):
-    model = get_peft_model(base(), LoraConfig())
-    with pytest.raises(AdapterError, match="not a usable adapter name"):
-        model.add_adapter(name, LoraConfig())
+HOSTILE_NAMES = [
+    *("../evil", "a/b", "..", ".", "/abs", "a.b", "", " ", "con\0", "a\n", "-x", "__base__"),
+    *("ünï", "\u202eevil", "x" * 10_000, "keys", "training", "fromkeys", "forward", "get"),
+    *(3, None, ("a",), b"a"),
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES, ids=lambda name: repr(name)[:20])
+def test_unusable_adapter_names_leave_the_model_and_write_nothing(folder, tmp_path, name):
+    model = get_peft_model(base(), LoraConfig(init_lora_weights=False))
+    before = model(IDS).logits
+    keys = list(model.state_dict())
+    kind = "not a usable adapter name"
+    for operation in (
+        lambda: model.add_adapter(name, LoraConfig()),
+        lambda: model.load_adapter(folder, name),
+        lambda: model.add_weighted_adapter(["default"], [1.0], name),
+        lambda: model.reduce_rank("default", name, r=1),
+        lambda: get_peft_model(base(), LoraConfig(), name),
+        lambda: PeftModel.from_pretrained(base(), folder, name),
+    ):
+        with pytest.raises(AdapterError, match=kind) as caught:
+            operation()
+        assert len(str(caught.value)) < 500
     with pytest.raises(AdapterError, match="has no adapter"):
         model.save_pretrained(tmp_path / "x", selected_adapters=[name])
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
+    assert list(model.peft_config) == ["default"]
+    assert list(model.state_dict()) == keys
+    assert torch.equal(model(IDS).logits, before)
+
+
+def test_names_that_look_odd_and_are_usable(tmp_path):
+    model = get_peft_model(base(), LoraConfig(), "1-a_B")
+    for name in ("default", "lora_A", "weight", "base_layer", "x" * 128):
+        model.add_adapter(name, LoraConfig(init_lora_weights=False))
+        model.set_adapter(name)
+        assert model(IDS).logits.isfinite().all()
+    model.save_pretrained(tmp_path)
+    for name in model.peft_config:
+        path = tmp_path if name == "default" else tmp_path / name
+        PeftModel.from_pretrained(base(), path)
 
 
 @pytest.mark.parametrize("name", ["../q_proj", "/q_proj", "..", "q_proj/", "q_prjo", "self_attn.q"])
@@ -323,3 +373,54 @@ def test_reading_again_after_refusals_works(folder):
     loaded = PeftModel.from_pretrained(model, folder)
     assert loaded(IDS).logits.isfinite().all()
     assert read_adapter(folder)[0]["r"] == 2
+
+
+# ----------------------------------------------------------------------------- many adapters
+
+
+def test_a_refused_adapter_leaves_the_others(folder):
+    model = PeftModel.from_pretrained(base(), folder)
+    model.load_adapter(folder, "b")
+    model.set_adapter(["default", "b"])
+    before, keys = model(IDS).logits, list(model.state_dict())
+    change_weights(folder, lambda tensors: tensors.pop(KEY))
+    with pytest.raises(AdapterError, match="is missing"):
+        model.load_adapter(folder, "c")
+    change_config(folder, peft_type="IA3")
+    with pytest.raises(AdapterError, match="not a"):
+        model.load_adapter(folder, "c")
+    with pytest.raises(AdapterError, match="already"):
+        model.add_adapter("b", LoraConfig())
+    with pytest.raises(ConfigError):
+        model.add_adapter("c", LoraConfig(target_modules=["q_prjo"]))
+    assert list(model.state_dict()) == keys
+    assert model.active_adapters == ["default", "b"]
+    assert torch.equal(model(IDS).logits, before)
+
+
+@pytest.mark.parametrize(
+    "digest", ["[]", '{"base_digest": 3}', "not json", '{"base_digest": ["a"]}']
+)
+def test_a_garbled_note_about_the_base(folder, digest):
+    (folder / "ince.json").write_text(digest)
+    refused(folder, CorruptFileError, "ince.json")
+
+
+def test_a_note_about_the_base_without_a_digest(folder):
+    (folder / "ince.json").write_text("{}")
+    PeftModel.from_pretrained(base(), folder)
+
+
+@pytest.mark.parametrize("reference", ["no/such", "a b", "../../etc", "https://x/y", "nothing", ""])
+def test_references_that_lead_nowhere(reference, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError):
+        PeftModel.from_pretrained(base(), reference)
+
+
+@pytest.mark.parametrize("r", [0, -1, 1000, True, 2.5, "4"])
+def test_ranks_that_cannot_be(r):
+    model = base()
+    with pytest.raises(ConfigError):
+        get_peft_model(model, LoraConfig(r=r))
+    assert not any(isinstance(module, LoraLayer) for module in model.modules())

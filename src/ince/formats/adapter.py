@@ -16,12 +16,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
 from ince.errors import AdapterError, CorruptFileError, InputError
 from ince.files import read_json, replace_file, replace_folder, sha256_bytes, sha256_file
+from ince.formats.reader import read_tensors
 
 __all__ = [
     "ADAPTER_FILES",
@@ -182,9 +183,7 @@ def _pickle_error(path: Path) -> AdapterError:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, framework="pt") as file:
-            # Copied out of the mapped file, so that replacing the file changes nothing here.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        tensors = read_tensors(path)
     except (SafetensorError, OSError, ValueError) as error:
         with path.open("rb") as stream:
             if stream.read(4).startswith(_PICKLE_STARTS):

@@ -34,7 +34,7 @@ def put_parameter(layer: nn.Module, adapter_name: str, suffix: str, tensor: Tens
     if leaf is None:
         _table(layer, group, nn.ParameterDict)[adapter_name] = parameter
     elif leaf == "weight":
-        _table(layer, group, nn.ModuleDict)[adapter_name] = _holder(parameter, layer.training)
+        _put(_table(layer, group, nn.ModuleDict), adapter_name, _holder(parameter, layer.training))
     else:
         setattr(_table(layer, group, nn.ModuleDict)[adapter_name], leaf, parameter)
 
@@ -62,7 +62,7 @@ def put_dropout(layer: nn.Module, adapter_name: str, p: float) -> None:
     table = _table(layer, "lora_dropout", nn.ModuleDict)
     dropout = nn.Dropout(p) if p > 0 else nn.Identity()
     dropout.__dict__["training"] = layer.training
-    table[adapter_name] = dropout
+    _put(table, adapter_name, dropout)
 
 
 def put_start(layer: nn.Module, adapter_name: str, a0: Tensor, b0: Tensor) -> None:
@@ -106,6 +106,11 @@ def _table(layer: nn.Module, group: str, kind: type[nn.Module]) -> Any:
     return layer._modules[group]
 
 
+def _put(table: nn.Module, adapter_name: str, module: nn.Module) -> None:
+    # Past the checks of assignment, which are a good part of the time that loading takes.
+    table._modules[adapter_name] = module
+
+
 def _place(suffix: str) -> tuple[str, str | None]:
     group, dot, leaf = suffix.partition(".")
     if dot:
@@ -123,7 +128,6 @@ def _holder(parameter: nn.Parameter, training: bool) -> nn.Module:
         num_out, num_in = parameter.shape
         holder.__dict__.update(in_features=num_in, out_features=num_out)
         holder._parameters["bias"] = None
-    # Past the checks of assignment, which are most of the time that loading an adapter takes.
     holder._parameters["weight"] = parameter
     holder.__dict__["training"] = training
     return holder
