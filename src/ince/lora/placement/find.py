@@ -10,7 +10,12 @@ from ince.lora.config import LoraConfig, PeftConfig
 from ince.lora.layers.adapted import Adapted, base_of, outer_modules
 from ince.lora.placement.family_places import layer_places
 from ince.lora.placement.own_biases import BiasPlace, find_biases, with_own_names
-from ince.lora.placement.parameters import find_parameters, names_a_parameter, with_routers
+from ince.lora.placement.parameters import (
+    check_not_fused,
+    find_parameters,
+    names_a_parameter,
+    with_routers,
+)
 from ince.lora.placement.places import LayerPlace, Place
 from ince.lora.placement.saved_modules import (
     SavedPlace,
@@ -18,7 +23,7 @@ from ince.lora.placement.saved_modules import (
     with_kept_ties,
     with_task_heads,
 )
-from ince.lora.placement.targets import Target, find_targets, resolve
+from ince.lora.placement.targets import Target, find_targets, matches, resolve
 from ince.lora.placement.tied_layers import tied_places, tied_targets, with_tied_targets
 from ince.lora.placement.token_rows import find_token_rows, with_tokens_of_ties
 
@@ -71,11 +76,14 @@ def find_places_of(
         config = with_task_heads(config)
     config = with_kept_ties(model, config, fresh=fresh)
     config = with_tokens_of_ties(model, config, fresh=fresh)
-    config = with_tied_targets(model, config, fresh=fresh)
+    if fresh:
+        check_not_fused(model, config)
     if isinstance(config, LoraConfig):
         config = with_routers(model, config)
     saved = find_saved(model, config, fresh=fresh, keys=keys)
     whole = [place.name for place in saved]
+    if not any(place.tied_to for place in saved):
+        config = with_tied_targets(model, config, fresh=fresh)
     parameters, weights = (
         find_parameters(model, config, fresh=fresh) if isinstance(config, LoraConfig) else ([], [])
     )
@@ -85,6 +93,7 @@ def find_places_of(
         for target in find_targets(model, _without_parameters(model, config), strict=fresh)
         if not _is_in(target.name, whole) and target.name not in tied
     ]
+    _check_none_tied(model, config, saved)
     if not targets and not parameters and not weights:
         raise ConfigError(
             "the LoRA config touches nothing but modules that are trained whole",
@@ -137,6 +146,20 @@ def _resolved(model: nn.Module, config: PeftConfig, targets: Sequence[Target]) -
     if config.target_modules == ():  # which takes target parameters
         return config
     return resolve(model, config, targets)
+
+
+def _check_none_tied(model: nn.Module, config: PeftConfig, saved: Sequence[SavedPlace]) -> None:
+    names = config.target_modules
+    for place in saved:
+        if place.tied_to is not None and isinstance(names, tuple) and matches(names, place.name):
+            raise ConfigError(
+                "the config adapts a module whose weight another trains whole",
+                where=type(model).__name__,
+                problems=[
+                    Problem("target_modules", f"{place.name} is tied to {place.tied_to.name}")
+                ],
+                do="leave one of them out, or set ensure_weight_tying=False",
+            )
 
 
 def _check_one_kind(

@@ -25,11 +25,19 @@ from ince.lora.placement.targets import Target, matches, value_of
 from ince.lora.starts import drawn
 from ince.quant import Linear4bit
 
-__all__ = ["ParametersPlace", "find_parameters", "names_a_parameter", "with_routers"]
+__all__ = [
+    "ParametersPlace",
+    "check_not_fused",
+    "find_parameters",
+    "names_a_parameter",
+    "with_routers",
+]
 
 _Config = TypeVar("_Config", bound=LoraConfig)
 
 _MAX_NAMES_SHOWN = 12
+# How experts call their layers where each has its own.
+_OF_EXPERTS = frozenset({"w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"})
 # What needs a layer: a weight to normalize, an output to add a bias to, an input to look at.
 _FOR_LAYERS = ("use_dora", "lora_bias", "fan_in_fan_out")
 
@@ -122,6 +130,35 @@ def with_routers(model: nn.Module, config: _Config) -> _Config:
             "target_parameters": tuple(dict.fromkeys(parameters)),
         }
     )
+
+
+def check_not_fused(model: nn.Module, config: PeftConfig) -> None:
+    """Say so when layers of experts are targets, and the model has them fused.
+
+    Raises:
+        ConfigError: it has, and no layers of these names.
+    """
+    names = config.target_modules
+    modules = [name for name, _ in outer_modules(model)]
+    missing = [
+        entry
+        for entry in (names if isinstance(names, tuple) else ())
+        if entry.rpartition(".")[2] in _OF_EXPERTS
+        and not any(matches((entry,), name) for name in modules)
+    ]
+    fused = {
+        ".".join(f"{name}.{parameter}".split(".")[-2:])
+        for name, module, parameter in _parameters(model)
+        if (tensor := own_parameters(base_of(module)).get(parameter)) is not None
+        and tensor.ndim == 3
+    }
+    if missing and fused:
+        raise ConfigError(
+            "the experts of this model are no layers but fused parameters",
+            where=type(model).__name__,
+            problems=[Problem("target_modules", f"{entry!r} is none") for entry in missing],
+            do=f"name them in target_parameters: {', '.join(sorted(fused))}",
+        )
 
 
 def names_a_parameter(model: nn.Module, pattern: str, config: LoraConfig) -> bool:
