@@ -9,6 +9,7 @@ plain form, for the unchanged base and without its start:
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -29,6 +30,15 @@ from ince.lora.placement.inject import adapter_tensors, lora_layers
 __all__ = ["file_of", "save_adapters", "tensors_of_state"]
 
 _Config = TypeVar("_Config", bound=PeftConfig)
+
+_PLAIN: Mapping[str, object] = MappingProxyType(
+    {
+        "init_lora_weights": True,
+        "eva_config": None,
+        "lora_ga_config": None,
+        "loftq_config": None,
+    }
+)
 
 
 def save_adapters(
@@ -63,7 +73,7 @@ def save_adapters(
     prepared: list[tuple[Path, PeftConfig, dict[str, Tensor]]] = []
     for name in adapter_names:
         config, tensors = file_of(model, name, _named(configs[name], model), state_dict)
-        if initial is not None:
+        if initial is not None or _has_lost_start(config):
             config, tensors = _plain(model, name, config, tensors, initial)
         tensors |= embeddings_to_save(model, config, save_embedding_layers)
         folder = directory if name == "default" else directory / name
@@ -145,12 +155,18 @@ def _named(config: PeftConfig, model: nn.Module) -> PeftConfig:
 # --------------------------------------------------------------------------------- plain form
 
 
+def _has_lost_start(config: PeftConfig) -> bool:
+    """Whether a file could not tell the start: it was drawn at random, or came from data."""
+    start = config.init_lora_weights if isinstance(config, LoraConfig) else None
+    return isinstance(start, str) and (start == "lora_ga" or start.startswith("pissa_niter_"))
+
+
 def _plain(
     model: nn.Module,
     name: str,
     config: PeftConfig,
     tensors: dict[str, Tensor],
-    initial: Path,
+    initial: Path | None,
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
     if not isinstance(config, LoraConfig) or config.use_dora or config.lora_bias:
         raise AdapterError(
@@ -162,8 +178,10 @@ def _plain(
     starts = _starts(model, name)
     if starts:  # a layer without one starts at nothing
         starts = {key: torch.zeros_like(tensor) for key, tensor in tensors.items()} | starts
-    else:
+    elif initial is not None:
         starts = read_source(initial, HubOptions()).tensors
+    else:  # nothing is taken off the base
+        return config.model_copy(update=_PLAIN), tensors
     plain: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         is_a = ".lora_A." in key or key.endswith(".lora_embedding_A")
@@ -207,9 +225,6 @@ def _doubled(config: LoraConfig) -> LoraConfig:
             "lora_alpha": factor * config.lora_alpha,
             "rank_pattern": {key: 2 * r for key, r in config.rank_pattern.items()},
             "alpha_pattern": {key: factor * a for key, a in config.alpha_pattern.items()},
-            "init_lora_weights": True,
-            "eva_config": None,
-            "lora_ga_config": None,
-            "loftq_config": None,
+            **_PLAIN,
         }
     )

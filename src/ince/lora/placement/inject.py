@@ -36,6 +36,7 @@ __all__ = [
     "lora_layers",
     "restore_base",
     "state_of",
+    "unwrap_empty",
 ]
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
@@ -191,9 +192,15 @@ def state_of(model: nn.Module) -> AdapterState:
 def delete_adapter(model: nn.Module, adapter_name: str) -> None:
     """Take an adapter out; modules without any adapter left are the base's again."""
     state_of(model).shared.pop(adapter_name, None)
-    addresses = _addresses(model)
     for _, adapted in list(adapted_modules(model)):
         adapted.delete_adapter(adapter_name)
+    unwrap_empty(model)
+
+
+def unwrap_empty(model: nn.Module) -> None:
+    """Make modules without any adapter left the base's again."""
+    addresses = _addresses(model)
+    for _, adapted in list(adapted_modules(model)):
         left: nn.Module = adapted
         while isinstance(left, Wrapper) and not left.own_names():
             left = left.base_layer

@@ -10,25 +10,37 @@ and `ince.lora.starts.from_data` sets it when the data have been seen.
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import cast
 
 import torch
+from torch import nn
 
 from ince.errors import AdapterError
-from ince.lora.config import LoraConfig
+from ince.lora.config import LoraConfig, LoraGAConfig
 from ince.lora.layers.embedding import EmbeddingGeometry
 from ince.lora.layers.geometry import Geometry
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.spec import AdapterSpec
 from ince.lora.starts import drawn
 from ince.lora.starts.loftq import loftq
+from ince.lora.starts.lora_ga import Gradient, lora_ga
 from ince.lora.starts.principal import olora, pissa
 from ince.lora.starts.start import Start
 from ince.lora.variants import VARIANTS
 from ince.quant import Linear4bit, NF4Config
 
-__all__ = ["found_again", "is_found_again", "put_base", "put_start", "start_adapter"]
+__all__ = [
+    "attach_gradient",
+    "found_again",
+    "is_found_again",
+    "put_base",
+    "put_start",
+    "start_adapter",
+]
 
 _FLOAT32 = torch.float32
+# Not a buffer: it is neither saved nor moved, and gone when an adapter has started from it.
+_GRADIENT = "_ince_first_gradient"
 _POWER_ITERATIONS = "pissa_niter_"
 # PEFT draws the projection of "pissa_niter_N" anew at each load; here it is the same each time.
 _SEED = 0
@@ -52,6 +64,7 @@ def start_adapter(
     """
     spec = layer.specs[adapter_name]
     put_start(layer, adapter_name, _start(layer.geometry, spec, config, name), name=name)
+    drop_gradient(layer)
 
 
 @torch.no_grad()
@@ -192,7 +205,7 @@ def _loftq(geometry: Geometry, spec: AdapterSpec, config: LoraConfig, name: str)
             do="load the model without quantization; or use replace_lora_weights_loftq, which "
             "reads the originals from their checkpoint",
         )
-    if type(geometry.base) is not torch.nn.Linear:
+    if type(geometry.base) is not nn.Linear:
         raise AdapterError(
             "LoftQ quantizes linear layers",
             where=name,
@@ -212,8 +225,40 @@ def _loftq(geometry: Geometry, spec: AdapterSpec, config: LoraConfig, name: str)
     )
 
 
+def _lora_ga(geometry: Geometry, spec: AdapterSpec, config: LoraConfig, name: str) -> Start:
+    gradient = geometry.base.__dict__.get(_GRADIENT)
+    if gradient is None:
+        raise AdapterError(
+            "LoRA-GA starts from a gradient, and there is none for this layer",
+            where=name,
+            do="call preprocess_loraga(model, config, train_step) before get_peft_model",
+        )
+    settings = config.lora_ga_config or LoraGAConfig()
+    return lora_ga(
+        cast(Gradient, gradient),
+        geometry.weight_matrix(_FLOAT32),
+        spec.r,
+        spec.scaling,
+        direction=settings.direction,
+        scale=settings.scale,
+        stable_gamma=settings.stable_gamma,
+        name=name,
+    )
+
+
+def attach_gradient(layer: nn.Module, gradient: Gradient) -> None:
+    """Leave a base layer's first gradient with it, for the adapter that starts from it."""
+    base = layer.base_layer if isinstance(layer, LoraLayer) else layer
+    base.__dict__[_GRADIENT] = gradient
+
+
+def drop_gradient(layer: LoraLayer) -> None:
+    """Forget what `attach_gradient` left."""
+    layer.base_layer.__dict__.pop(_GRADIENT, None)
+
+
 _FROM_WEIGHT: Mapping[str, _FromWeight] = MappingProxyType(
-    {"olora": _olora, "orthogonal": _orthogonal, "loftq": _loftq}
+    {"olora": _olora, "orthogonal": _orthogonal, "loftq": _loftq, "lora_ga": _lora_ga}
 )
 
 
