@@ -5,7 +5,9 @@ Adapters are made by PEFT, saved, and loaded on both sides, so that both hold th
 
 import dataclasses
 import json
+import re
 import warnings
+from pathlib import Path
 
 import peft
 import pytest
@@ -508,3 +510,51 @@ def test_prepared_for_training_nothing_becomes_float32():
     assert not trained(model)
     other = peft.prepare_model_for_kbit_training(base().to(torch.bfloat16))
     assert {parameter.dtype for parameter in other.parameters()} == {torch.float32}
+
+
+# -------------------------------------------------------------------------------- the document
+
+PAGE = Path(__file__).parents[2] / "docs" / "peft.md"
+
+
+@pytest.fixture
+def program():
+    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return block
+
+
+def test_the_program_of_the_document_runs_with_either_import(
+    program, tmp_path, monkeypatch, capsys
+):
+    assert program.count("from ince import") == 1
+    ends, printed = [], []
+    for side in ("ince", "peft"):
+        folder = tmp_path / side
+        base().save_pretrained(folder / "base")
+        monkeypatch.chdir(folder)
+        names = {}
+        capsys.readouterr()
+        exec(program.replace("from ince import", f"from {side} import"), names)  # noqa: S102
+        printed.append([line for line in capsys.readouterr().out.splitlines() if line])
+        ends.append(names["merged"])
+    assert printed[0] == printed[1]
+    assert len(printed[0]) == 2
+    torch.testing.assert_close(logits(ends[0]), logits(ends[1]), rtol=0, atol=1e-4)
+
+
+def test_every_name_in_the_document_is_there():
+    text = PAGE.read_text()
+    for name in ("LoadResult",):
+        assert name not in text
+    exported = [name for name in re.findall(r"`(\w+)`", text) if name[0].isupper()]
+    assert {name for name in exported if name.endswith(("Config", "Model", "Type"))} <= set(
+        ince.__all__
+    )
+    methods = re.findall(r"`(\w+)`", text.split("## What differs")[0])
+    model = ince.get_peft_model(base(), ince.LoraConfig())
+    missing = {
+        name
+        for name in methods
+        if name.islower() and not hasattr(model, name) and name not in ince.__all__
+    }
+    assert missing <= {"forward", "generate", "path_initial_model_for_weight_conversion"}

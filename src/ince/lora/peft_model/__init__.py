@@ -21,6 +21,7 @@ from ince.lora.peft_model.method import PeftType
 from ince.lora.peft_model.plain import (
     get_peft_model_state_dict,
     inject_adapter_in_model,
+    load_peft_weights,
     set_peft_model_state_dict,
 )
 from ince.lora.peft_model.shell import PeftModel
@@ -66,6 +67,7 @@ __all__ = [
     "get_peft_model",
     "get_peft_model_state_dict",
     "inject_adapter_in_model",
+    "load_peft_weights",
     "prepare_model_for_kbit_training",
     "set_peft_model_state_dict",
 ]

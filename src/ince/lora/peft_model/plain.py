@@ -1,8 +1,10 @@
 """Adapters in a model without a shell: put in, read out, set, under PEFT's names."""
 
 from collections.abc import Mapping
-from typing import TypeVar, cast
+from os import PathLike
+from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from ince.errors import ConfigError, InputError
@@ -10,12 +12,19 @@ from ince.lora.allocation.files import from_file
 from ince.lora.config import AdaLoraConfig, PeftConfig
 from ince.lora.layers.adapted import PREFIX
 from ince.lora.peft_model.embeddings import embeddings_to_save
+from ince.lora.peft_model.hub import HubOptions
 from ince.lora.peft_model.loading import LoadResult
 from ince.lora.peft_model.saving import file_of, tensors_of_state
 from ince.lora.peft_model.shell import PeftModel
+from ince.lora.peft_model.source import read_source
 from ince.lora.placement.inject import adapter_tensors, inject, load_adapter_tensors
 
-__all__ = ["get_peft_model_state_dict", "inject_adapter_in_model", "set_peft_model_state_dict"]
+__all__ = [
+    "get_peft_model_state_dict",
+    "inject_adapter_in_model",
+    "load_peft_weights",
+    "set_peft_model_state_dict",
+]
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -124,6 +133,27 @@ def set_peft_model_state_dict(
         tensors = from_file(base, adapter_name, config, tensors)
     load_adapter_tensors(base, tensors, adapter_name)
     return LoadResult([], [])
+
+
+def load_peft_weights(
+    model_id: str | PathLike[str],
+    device: str | torch.device | None = None,
+    key_mapping: Mapping[str, str] | None = None,
+    **kwargs: Any,
+) -> dict[str, Tensor]:
+    """The tensors of an adapter, by the names of its file.
+
+    Args:
+        model_id: a folder, or a hub id.
+        device: where to put them; by default the CPU.
+        key_mapping: regular expressions and replacements for their names.
+        **kwargs: of `HubOptions`, such as `subfolder` and `revision`.
+
+    Raises:
+        InputError, AdapterError, CorruptFileError: see `PeftModel.load_adapter`.
+    """
+    source = read_source(model_id, HubOptions.of(kwargs), key_mapping=key_mapping)
+    return {name: tensor.to(device or "cpu") for name, tensor in source.tensors.items()}
 
 
 def _base(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from ince.lora import (
     get_model_status,
     get_peft_model_state_dict,
     inject_adapter_in_model,
+    load_peft_weights,
     set_peft_model_state_dict,
 )
 
@@ -77,3 +78,13 @@ def test_tensors_that_do_not_fit_are_named_and_nothing_is_set(model):
 def test_a_model_without_adapters_has_no_status(llama):
     with pytest.raises(AdapterError, match="no adapted layer"):
         get_layer_status(llama())
+
+
+def test_the_tensors_of_a_folder(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    wanted = get_peft_model_state_dict(model, adapter_name="b")
+    got = load_peft_weights(tmp_path, subfolder="b")
+    assert got.keys() == wanted.keys()
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+    renamed = load_peft_weights(tmp_path, "cpu", {"self_attn": "attention"})
+    assert all("attention" in name for name in renamed)
