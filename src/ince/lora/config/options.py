@@ -46,8 +46,6 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
     _title: ClassVar[str]
     # Options of PEFT that are known and not built, each with the value that leaves it unused.
     _not_built: ClassVar[Mapping[str, object]] = {}

@@ -217,7 +217,7 @@ def _loftq(geometry: Geometry, spec: AdapterSpec, config: LoraConfig, name: str)
         geometry.weight_matrix(_FLOAT32),
         spec.r,
         spec.scaling,
-        config=NF4Config(compute_dtype=_name_of(geometry.compute_dtype)),
+        config=NF4Config.model_validate({"compute_dtype": _name_of(geometry.compute_dtype)}),
         num_bits=4 if settings is None else settings.loftq_bits,
         num_iterations=_loftq_iterations(config),
         bias=geometry.bias,

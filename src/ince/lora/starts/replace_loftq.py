@@ -76,14 +76,14 @@ def replace_lora_weights_loftq(
             )
     for name, layer in layers.items():
         spec = layer.specs[adapter_name]
-        old = [tensor.detach().clone() for tensor in layer.factor_parameters(adapter_name)]
+        old_a, old_b = (t.detach().clone() for t in layer.factor_parameters(adapter_name))
         packed = layer.base_layer
         assert isinstance(packed, Linear4bit)
         original = checkpoint.tensor(f"{name}.weight")
         start = repair(original, packed, spec.r, spec.scaling, name=name)
         put_start(layer, adapter_name, start, name=name)
         if callback is not None and not callback(peft_model, name):
-            put_start(layer, adapter_name, Start(*old), name=name)
+            put_start(layer, adapter_name, Start(old_a, old_b), name=name)
 
 
 def _originals(base: torch.nn.Module, model_path: str | Path | None) -> Checkpoint:
