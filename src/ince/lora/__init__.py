@@ -43,6 +43,12 @@ from ince.lora.peft_model import (
     set_peft_model_state_dict,
 )
 from ince.lora.placement.inject import adapter_tensors, inject, load_adapter_tensors
+from ince.lora.starts.from_data import (
+    get_eva_state_dict,
+    initialize_lora_eva_weights,
+    preprocess_loraga,
+)
+from ince.lora.starts.replace_loftq import replace_lora_weights_loftq
 
 __all__ = [
     "AdaLoraConfig",
@@ -76,10 +82,12 @@ __all__ = [
     "VeraConfig",
     "adapter_tensors",
     "cast_mixed_precision_params",
+    "get_eva_state_dict",
     "get_layer_status",
     "get_model_status",
     "get_peft_model",
     "get_peft_model_state_dict",
+    "initialize_lora_eva_weights",
     "inject",
     "inject_adapter_in_model",
     "load_adapter_tensors",
@@ -87,5 +95,7 @@ __all__ = [
     "merged_state_dict",
     "merged_tensors",
     "prepare_model_for_kbit_training",
+    "preprocess_loraga",
+    "replace_lora_weights_loftq",
     "set_peft_model_state_dict",
 ]

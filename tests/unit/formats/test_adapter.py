@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from ince.errors import CorruptFileError, DiskFullError, InputError
-from ince.formats.adapter import adapter_digest, read_adapter, write_adapter
+from ince.errors import AdapterError, CorruptFileError, DiskFullError, InputError
+from ince.formats.adapter import adapter_digest, read_adapter, read_base_digest, write_adapter
 
 TENSORS = {"b": torch.arange(6.0).view(2, 3), "a": torch.ones(4, dtype=torch.bfloat16)}
 CONFIG = {"r": 2, "peft_type": "LORA"}
@@ -93,3 +93,34 @@ def test_a_run_folder_is_pointed_to_its_adapter(tmp_path):
     write_adapter(tmp_path / "adapter", CONFIG, TENSORS)
     with pytest.raises(InputError, match=r"do:\s+give .*adapter"):
         read_adapter(tmp_path)
+
+
+def test_the_base_is_noted_beside_and_only_where_it_is_known(tmp_path):
+    write_adapter(tmp_path / "x", CONFIG, TENSORS, base_digest="abc")
+    before = adapter_digest(tmp_path / "x")
+    assert read_base_digest(tmp_path / "x") == "abc"
+    assert read_adapter(tmp_path / "x")[0] == CONFIG
+    write_adapter(tmp_path / "x", CONFIG, TENSORS)
+    assert read_base_digest(tmp_path / "x") is None
+    # The note is about the base: the adapter is the same.
+    assert adapter_digest(tmp_path / "x") == before
+
+
+def test_an_old_note_does_not_stay_in_a_folder_with_other_files(tmp_path):
+    write_adapter(tmp_path, CONFIG, TENSORS, base_digest="abc")
+    (tmp_path / "README.md").write_text("mine")
+    write_adapter(tmp_path, CONFIG, TENSORS, base_digest="def")
+    assert read_base_digest(tmp_path) == "def"
+    write_adapter(tmp_path, CONFIG, TENSORS)
+    assert read_base_digest(tmp_path) is None
+    assert (tmp_path / "README.md").is_file()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_large_sum_is_no_mistake_and_one_bad_number_is(tmp_path, value):
+    tensors = {"big": torch.full((8,), 3e38), "small": torch.ones(3)}
+    write_adapter(tmp_path / "x", CONFIG, tensors)
+    assert torch.equal(read_adapter(tmp_path / "x")[1]["big"], tensors["big"])
+    tensors["small"][1] = value
+    with pytest.raises(AdapterError, match="small"):
+        write_adapter(tmp_path / "y", CONFIG, tensors)

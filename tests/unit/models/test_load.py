@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from ince.errors import CorruptFileError, InputError, ModelReferenceError, QuantError
-from ince.models import ResolvedModel, choose_device, load_model
+from ince.lora.base_identity import base_digest
+from ince.models import ResolvedModel, choose_device, load_model, resolve
 from ince.models import load as load_module
 from ince.quant import NF4Config, quantize_model
 
@@ -138,6 +139,7 @@ def test_model_is_frozen_and_in_evaluation_mode(folder: Path) -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert tokenizer.pad_token_id == tokenizer.eos_token_id  # it had none
     assert model.name_or_path == str(folder.resolve())
+    assert base_digest(model) == resolve(folder).weights_digest
 
 
 def test_shards_are_streamed(tmp_path: Path) -> None:

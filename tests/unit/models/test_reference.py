@@ -118,6 +118,15 @@ def test_digest_follows_the_bytes(tmp_path: Path) -> None:
     assert resolve(folder).digest != before
 
 
+def test_the_weights_have_a_digest_of_their_own(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "mine")
+    before = resolve(folder).weights_digest
+    (folder / "chat_template.jinja").write_text("another")
+    assert resolve(folder).weights_digest == before
+    (folder / "model.safetensors").write_bytes(b"Weights!")
+    assert resolve(folder).weights_digest != before
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
