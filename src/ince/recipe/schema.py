@@ -124,8 +124,32 @@ class LoraSection(BaseModel):
     layers_to_transform: int | tuple[int, ...] | None = None
     """Indices of the layers that get an adapter. None: all of them."""
 
-    init: Literal["default", "gaussian"] = "default"
-    """How A is drawn: Kaiming-uniform as PEFT does, or Gaussian as in the paper. B is zero."""
+    layers_pattern: str | tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Name of the list that `layers_to_transform` counts in, such as ``layers``."""
+
+    use_dora: bool = False
+    """Train the length of each output's weights apart from their direction
+    (arXiv:2402.09353)."""
+
+    lora_bias: bool = False
+    """Train a bias beside B."""
+
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases of the base the adapter has its own copy of."""
+
+    modules_to_save: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Modules trained whole, on a copy that is saved with the adapter."""
+
+    trainable_token_indices: tuple[int, ...] | dict[str, tuple[int, ...]] | None = None
+    """Tokens whose embeddings are trained: of the input embedding, or by names of modules."""
+
+    target_parameters: tuple[str, ...] | None = Field(default=None, min_length=1)
+    """Parameters that no layer stands for, such as the fused experts of a MoE."""
+
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    """How it starts: A Kaiming-uniform as in PEFT or Gaussian as in the paper, and B zero;
+    "orthogonal", both random and BA zero; or from the weights: "pissa" (arXiv:2404.02948),
+    "olora" (arXiv:2406.01775)."""
 
     @field_validator("rank_pattern", "alpha_pattern", mode="after")
     @classmethod
@@ -162,6 +186,13 @@ class LoraSection(BaseModel):
             rank_pattern=self.rank_pattern,
             alpha_pattern={**self.alpha_pattern},
             layers_to_transform=self.layers_to_transform,
+            layers_pattern=self.layers_pattern,
+            use_dora=self.use_dora,
+            lora_bias=self.lora_bias,
+            bias=self.bias,
+            modules_to_save=self.modules_to_save,
+            trainable_token_indices=self.trainable_token_indices,
+            target_parameters=self.target_parameters,
             init_lora_weights=True if self.init == "default" else self.init,
             base_model_name_or_path=base_model,
         )

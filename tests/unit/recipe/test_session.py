@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from rich.console import Console
@@ -139,3 +140,45 @@ def test_the_expanded_base_gives_the_same_adapter_to_the_bit(recipe, tmp_path):
     )
     digests = [run(r)["adapter"]["digest"] for r in (plain, held)]
     assert digests[0] == digests[1]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"use_dora": True},
+        {"init": "pissa"},
+        {"init": "orthogonal", "bias": "all"},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"modules_to_save": ["norm"]},
+        {"trainable_token_indices": [3, 5]},
+    ],
+    ids="-".join,
+)
+def test_every_kind_of_adapter_trains_merges_and_goes_on(recipe, tmp_path, lora):
+    whole, cut = recipe("whole", save_every=1), recipe("cut", save_every=1, max_steps=3)
+    section = whole.lora.model_validate({"r": 2} | lora)
+    whole, cut = (each.model_copy(update={"lora": section}) for each in (whole, cut))
+    record = run(whole)
+    assert record["status"] == "done"
+    assert all(proof["holds"] for proof in record["proofs"])
+    # Cut off after two of its three steps, and gone on with.
+    folder = tmp_path / "cut"
+    run(cut)
+    shutil.rmtree(folder / "adapter")
+    shutil.rmtree(folder / "checkpoints" / "step-000003")
+    for name in ("eval.json", "samples.jsonl", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    _mark_unfinished(folder / "run.json")
+    assert run(cut)["status"] == "done"
+    weights = [
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("whole", "cut")
+    ]
+    assert weights[0] == weights[1]
+
+
+def _mark_unfinished(path):
+    record = json.loads(path.read_text("utf-8"))
+    record["status"] = "running"
+    path.write_text(json.dumps(record), "utf-8")
