@@ -240,6 +240,35 @@ def test_projections_are_theirs_to_the_bit(key):
     assert [tuple(t.shape) for t in mine] == [(7, 40), (64, 7)]
 
 
+class Pixels(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = torch.nn.Conv2d(3, 6, (2, 3), stride=2, padding=1)
+        self.head = torch.nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(self.conv(x).mean((-1, -2)))
+
+
+def test_convolutions_of_adalora_are_theirs(tmp_path):
+    values = {
+        "init_r": 4,
+        "target_r": 2,
+        "total_step": 9,
+        "target_modules": ["conv", "head"],
+        "init_lora_weights": False,
+    }
+    x = torch.randn(2, 3, 8, 9)
+    torch.manual_seed(1)
+    model = get_peft_model(Pixels(), ince.AdaLoraConfig(**values)).eval()
+    model.save_pretrained(tmp_path)
+    other = peft.PeftModel.from_pretrained(Pixels(), tmp_path)
+    close(other(x), model(x))
+    different(model(x), Pixels()(x))
+    close(model.merge_and_unload()(x), model(x))
+
+
 # ------------------------------------------------------------------------------------ allocation
 
 BUDGET = {

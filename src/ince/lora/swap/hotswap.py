@@ -13,7 +13,7 @@ from torch import Tensor
 from ince.errors import AdapterError, ConfigError, Problem, did_you_mean
 from ince.lora.config import LoraConfig
 from ince.lora.placement.inject import lora_layers
-from ince.lora.swap.room import Room
+from ince.lora.swap.room import Room, check_layers
 from ince.lora.swap.slots import tenant_of
 from ince.lora.swap.widen import widen
 
@@ -46,6 +46,7 @@ def prepare_model_for_compiled_hotswap(
         _check_known(model, name)
     base = model.get_base_model()
     for name in names:
+        check_layers([(n, each) for n, each in lora_layers(base) if name in each.specs], name)
         for layer_name, layer in lora_layers(base):
             spec = layer.specs.get(name)
             if spec is not None and target_rank is not None and target_rank < spec.r:

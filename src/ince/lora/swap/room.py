@@ -23,9 +23,10 @@ from ince.lora.layers.spec import AdapterSpec
 from ince.lora.placement.inject import lora_layers
 from ince.lora.variants.dora import row_norms
 
-__all__ = ["Room", "Tenant"]
+__all__ = ["Room", "Tenant", "check_layers"]
 
 _MAGNITUDE = "lora_magnitude_vector"
+_VARIANTS = ("lora", "dora")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Room:
     def __init__(self, model: nn.Module, adapter_name: str) -> None:
         self.adapter_name = adapter_name
         layers = [(n, layer) for n, layer in lora_layers(model) if adapter_name in layer.specs]
-        _check_layers(layers, adapter_name)
+        check_layers(layers, adapter_name)
         self._parts: list[_Part] = []
         offset = 0
         for name, layer in layers:
@@ -195,10 +196,24 @@ def _settle(part: _Part, adapter_name: str, block: Tensor) -> None:
     )
 
 
-def _check_layers(layers: Sequence[tuple[str, LoraLayer]], adapter_name: str) -> None:
+def check_layers(layers: Sequence[tuple[str, LoraLayer]], adapter_name: str) -> None:
+    """Whether these layers' tensors of an adapter can lie in a `Room`.
+
+    Raises:
+        AdapterError: they cannot.
+    """
     if not layers:
         raise AdapterError(f"no layer of the model has the adapter {adapter_name!r}")
     for name, layer in layers:
+        spec = layer.specs[adapter_name]
+        if spec.variant not in _VARIANTS:
+            raise AdapterError(
+                "an adapter of another method than LoRA cannot be in a slot",
+                where=name,
+                got=spec.variant,
+                expected=" or ".join(_VARIANTS),
+                do="load it beside the others and switch with set_adapter",
+            )
         if getattr(layer.base_layer, "groups", 1) > 1:
             raise AdapterError("a grouped convolution cannot be in a slot", where=name)
         if layer.start_of(adapter_name) is not None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ince.errors import AdapterError, ConfigError
-from ince.lora import LoraConfig, get_peft_model
-from ince.lora.swap import AdapterSlots
+from ince.lora import AdaLoraConfig, LoraConfig, VeraConfig, get_peft_model
+from ince.lora.swap import AdapterSlots, prepare_model_for_compiled_hotswap
 
 IDS = torch.tensor([[1, 5, 9, 2, 7]])
 
@@ -112,3 +112,17 @@ def test_bad_slots_leave_the_model_as_it_was(model):
 def test_tensors_need_a_config(slots):
     with pytest.raises(AdapterError, match="without a config"):
         slots.pack({})
+
+
+@pytest.mark.parametrize(
+    "config", [VeraConfig(r=2), AdaLoraConfig(init_r=4, target_r=2, total_step=5)]
+)
+def test_methods_that_have_no_slots(tiny_llama, config):
+    model = get_peft_model(tiny_llama(), config)
+    before = logits(model)
+    with pytest.raises(AdapterError, match="another method than LoRA"):
+        AdapterSlots(model, config, 2)
+    with pytest.raises(AdapterError, match="another method than LoRA"):
+        prepare_model_for_compiled_hotswap(model, target_rank=8)
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(logits(model), before)
