@@ -218,6 +218,10 @@ class TokenRows(Wrapper):
             return torch.where(is_own, own, y)
         return y + torch.where(is_own, own - base(x), 0)
 
+    def _stand_in(self) -> nn.Module | None:
+        held = self.__dict__.get("_modules", {}).get("token_adapter")
+        return None if held is None else held.base_layer
+
     # ------------------------------------------------------------------------------- merging
 
     def weight_key(self) -> tuple[int, ...]:

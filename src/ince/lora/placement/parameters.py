@@ -202,6 +202,8 @@ def find_parameters(
             targets.append(Target(name, inside, spec))
             continue
         _check_parameter(key, base_of(module), parameter)
+        if fresh:
+            _check_rank(key, base_of(module), parameter, spec)
         if isinstance(inside, LoraLayer):
             raise AdapterError(
                 "another adapter has factors for the whole layer of this parameter",
@@ -271,6 +273,17 @@ def _check_parameter(key: str, module: nn.Module, parameter: str) -> None:
             where=key,
             got="none" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}",
             expected="a matrix of floats, or a stack of them",
+        )
+
+
+def _check_rank(key: str, module: nn.Module, parameter: str, spec: AdapterSpec) -> None:
+    largest = max(own_parameters(module)[parameter].shape[-2:])
+    if spec.r > largest:
+        raise ConfigError(
+            "the rank is above what the parameter can have",
+            where=key,
+            problems=[Problem("r", f"is {spec.r}", "lower it, or set one in rank_pattern")],
+            expected=f"at most {largest}",
         )
 
 
