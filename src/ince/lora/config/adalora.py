@@ -9,18 +9,15 @@ Source of the fields: Hugging Face PEFT; AdaLoRA, arXiv:2303.10512.
 from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt
+from pydantic import Field, StrictBool, StrictFloat
 
 from ince.lora.config.family import LoraFamilyConfig
-from ince.lora.config.fields import Finite, Rank
+from ince.lora.config.fields import Count, Finite, Rank, Steps, Weight
 from ince.lora.config.options import Clash
 
 __all__ = ["AdaLoraConfig"]
 
-_Steps = Annotated[StrictInt, Field(ge=0)]
-_Count = Annotated[StrictInt, Field(ge=1)]
 _Beta = Annotated[StrictFloat, Field(gt=0, lt=1)]
-_Weight = Annotated[StrictInt | StrictFloat, Field(ge=0, allow_inf_nan=False)]
 
 _UNUSED_R = 8
 
@@ -42,23 +39,23 @@ class AdaLoraConfig(LoraFamilyConfig):
     peft_type: ClassVar[str] = "ADALORA"
     """The method, as files call it."""
 
-    total_step: _Count
+    total_step: Count
     """Steps of the whole training."""
     target_r: Rank = 8
     """Ranks that are left to a layer, on average."""
     init_r: Rank = 12
     """Ranks that a layer starts with."""
-    tinit: _Steps = 0
+    tinit: Steps = 0
     """Steps before the first rank is given up: t_i of the paper."""
-    tfinal: _Steps = 0
+    tfinal: Steps = 0
     """Steps after the last one: t_f of the paper."""
-    deltaT: _Count = 1
+    deltaT: Count = 1
     """Steps between two allocations of the budget: Δ_T of the paper."""
     beta1: _Beta = 0.85
     """Smoothing of a weight's sensitivity: β₁ of the paper."""
     beta2: _Beta = 0.85
     """Smoothing of the uncertainty of it: β₂ of the paper."""
-    orth_reg_weight: _Weight = 0.5
+    orth_reg_weight: Weight = 0.5
     """Weight, in the loss, of how far A and B are from orthogonal: γ of the paper."""
     lora_alpha: Finite = 8
     """The scale s; zero or less stands for the rank."""

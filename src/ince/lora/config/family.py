@@ -8,12 +8,13 @@ Source of the fields: Hugging Face PEFT; LoRA, arXiv:2106.09685.
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field, StrictBool, StrictInt
+from pydantic import Field, StrictBool
 
 from ince.errors import Problem
 from ince.lora.config.base import PeftConfig
 from ince.lora.config.fields import (
     Alpha,
+    Count,
     Names,
     NamesOrPattern,
     PatternTable,
@@ -93,7 +94,7 @@ class LoraFamilyConfig(PeftConfig):
     """Settings of the start "eva"."""
     lora_ga_config: LoraGAConfig | None = None
     """Settings of the start "lora_ga"."""
-    qalora_group_size: StrictInt = _QALORA_GROUP_SIZE
+    qalora_group_size: Count = _QALORA_GROUP_SIZE
     """Of QALoRA, which is not built; in files for the format's sake."""
     runtime_config: LoraRuntimeConfig = Field(default=LoraRuntimeConfig(), exclude=True)
     """What concerns the run alone; never saved."""
@@ -106,7 +107,8 @@ class LoraFamilyConfig(PeftConfig):
     @classmethod
     def _prepare(cls, values: dict[str, object]) -> Iterator[Problem]:
         yield from super()._prepare(values)
-        if values.get("loftq_config") == {}:  # how PEFT says that there is none
+        loftq = values.get("loftq_config")
+        if isinstance(loftq, Mapping) and not loftq:  # how PEFT says that there is none
             values["loftq_config"] = None
         if values.get("runtime_config", True) is None:
             del values["runtime_config"]

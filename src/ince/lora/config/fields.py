@@ -19,6 +19,7 @@ __all__ = [
     "ALL_LINEAR",
     "Alpha",
     "AutoMapping",
+    "Count",
     "Finite",
     "Layers",
     "LayersPattern",
@@ -29,8 +30,11 @@ __all__ = [
     "Replication",
     "Share",
     "Start",
+    "Steps",
     "TaskName",
     "Tokens",
+    "Weight",
+    "plain",
 ]
 
 ALL_LINEAR = "all-linear"
@@ -43,6 +47,8 @@ _ITERATED_PISSA = re.compile("pissa_niter_[0-9]{1,4}")
 _MAX_RANK = 10**100
 _MAX_FLOAT32 = 3.4e38
 _MAX_INDEX = 2**63 - 1
+# A range is written out as a list: more than layers or tokens of any model.
+_MAX_RANGE = 2**24
 
 _Value = TypeVar("_Value")
 
@@ -98,6 +104,8 @@ def _is_index(value: object) -> bool:
 def _indices(value: object, expected: str) -> tuple[int, ...]:
     if not isinstance(value, list | tuple | set | frozenset | range):
         raise ValueError(f"expected {expected}")
+    if isinstance(value, range) and len(value) > _MAX_RANGE:
+        raise ValueError(f"expected {expected}, of {_MAX_RANGE} at most")
     indices = list(cast("list[object]", value))
     if not all(_is_index(index) for index in indices):
         raise ValueError(f"expected {expected}, from 0 on")
@@ -153,7 +161,8 @@ def _start(value: object) -> bool | str:
     raise ValueError(near or f"expected True, False or one of {', '.join(_STARTS)}")
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """`value`, or what a member of an enumeration such as PEFT's `TaskType` stands for."""
     return value.value if isinstance(value, Enum) else value
 
 
@@ -169,6 +178,9 @@ def _check_json(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return value
 
 
+Count = Annotated[StrictInt, Field(ge=1, le=_MAX_INDEX)]
+Steps = Annotated[StrictInt, Field(ge=0, le=_MAX_INDEX)]
+Weight = Annotated[StrictInt | StrictFloat, Field(ge=0, lt=_MAX_FLOAT32)]
 Rank = Annotated[StrictInt, Field(ge=1, lt=_MAX_RANK)]
 Finite = Annotated[StrictInt | StrictFloat, Field(gt=-_MAX_FLOAT32, lt=_MAX_FLOAT32)]
 Alpha = Annotated[StrictInt | StrictFloat, Field(gt=0, lt=_MAX_FLOAT32)]
@@ -192,5 +204,5 @@ TaskName = Annotated[
     Literal[
         "SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"
     ],
-    BeforeValidator(_plain),
+    BeforeValidator(plain),
 ]

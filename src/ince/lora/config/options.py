@@ -106,9 +106,10 @@ class Options(BaseModel):
     @classmethod
     def _take_unknown(cls, values: dict[str, object], *, in_file: bool) -> Iterator[Problem]:
         known = [*cls.model_fields, *cls._not_built]
-        for name in sorted(values.keys() - cls.model_fields.keys(), key=str):
+        for name in [name for name in values if name not in cls.model_fields]:
             if not in_file or not is_off(values[name]):
-                yield Problem(str(name), "no such option", did_you_mean(name, known))
+                text = name if isinstance(name, str) else shown(name)
+                yield Problem(text, "no such option", did_you_mean(text, known))
             del values[name]
 
     @classmethod

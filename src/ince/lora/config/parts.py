@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt
 
+from ince.lora.config.fields import Count, Weight
 from ince.lora.config.options import Clash, Options
 
 __all__ = ["EvaConfig", "LoftQConfig", "LoraGAConfig", "LoraRuntimeConfig"]
@@ -26,7 +27,7 @@ class LoftQConfig(Options):
 
     loftq_bits: Literal[2, 4, 8] = 4
     """Bits of a weight of the quantized base."""
-    loftq_iter: Annotated[StrictInt, Field(ge=1)] = 1
+    loftq_iter: Count = 1
     """Rounds of quantizing and of the decomposition of what is left: T of the paper."""
 
 
@@ -41,13 +42,13 @@ class EvaConfig(Options):
 
     _title: ClassVar[str] = "EVA"
 
-    rho: Annotated[StrictInt | StrictFloat, Field(ge=1, allow_inf_nan=False)] = 2.0
+    rho: Annotated[Weight, Field(ge=1)] = 2.0
     """A layer gets at most rho · r ranks; 1 leaves the ranks as they are."""
     tau: Annotated[StrictInt | StrictFloat, Field(ge=0, le=1)] = 0.99
     """A direction is found once its cosine between two batches is above this."""
     use_label_mask: StrictBool = True
     """Look only at positions that are trained on."""
-    label_mask_value: StrictInt = -100
+    label_mask_value: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] = -100
     """The label of positions that are not."""
     whiten: StrictBool = False
     """Divide each direction by its singular value."""
@@ -72,7 +73,7 @@ class LoraGAConfig(Options):
     scale: Literal["stable", "weight_svd", "gd_scale", "unit"] = "stable"
     """Size of the start: by `stable_gamma`, by the weight's largest singular value, as one
     step of gradient descent, or as it comes."""
-    stable_gamma: Annotated[StrictInt, Field(ge=1)] = 16
+    stable_gamma: Count = 16
     """γ of the scale "stable": a larger one starts smaller, by its root."""
 
 
