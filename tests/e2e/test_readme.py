@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -134,7 +135,7 @@ def test_every_command_of_the_readme_runs(demo, folder, command):
 
 @pytest.mark.long
 def test_the_program_of_the_readme_prints_what_it_says(folder):
-    (program,) = blocks("python")
+    program, _ = blocks("python")
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=folder,
@@ -146,3 +147,35 @@ def test_the_program_of_the_readme_prints_what_it_says(folder):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in README
     assert (folder / "adapters/untrained/adapter_config.json").is_file()
+
+
+@pytest.mark.long
+def test_pefts_program_runs_with_either_import_line(demo, folder):
+    """The adapter that one wrote is the other's, after the same steps."""
+    _, program = blocks("python")
+    assert 18 <= len(program.strip().splitlines()) <= 24
+    if not (folder / "models/turkish").is_dir():
+        assert ince(folder, "merge", "runs/demo", "--out", "models/turkish").returncode == 0
+    printed = {}
+    for package in ("ince", "peft"):
+        text = program.replace("from ince import", f"from {package} import")
+        text = text.replace("adapters/mine", f"adapters/{package}")
+        done = subprocess.run(
+            [sys.executable, "-c", text],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        printed[package] = done.stdout
+    assert printed["ince"] == printed["peft"]
+    ours, theirs = (
+        load_file(folder / "adapters" / package / "adapter_model.safetensors")
+        for package in ("ince", "peft")
+    )
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        # Five steps of AdamW: a gradient's last digit can move an entry by a whole step.
+        assert (tensor - theirs[name]).abs().mean() < 1e-4

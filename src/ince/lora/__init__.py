@@ -15,6 +15,7 @@ from ince.lora.factors import Factors
 from ince.lora.layers.adapted import Adapted, MergedTensor
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.merge import merged_state_dict, merged_tensors
+from ince.lora.merge_4bit import LostUpdateWarning, Survival, merge_into_4bit
 from ince.lora.peft_model import (
     AutoPeftModel,
     AutoPeftModelForCausalLM,
@@ -49,10 +50,18 @@ from ince.lora.starts.from_data import (
     preprocess_loraga,
 )
 from ince.lora.starts.replace_loftq import replace_lora_weights_loftq
+from ince.lora.swap import (
+    AdapterSlots,
+    PackedAdapter,
+    hotswap_adapter,
+    hotswap_adapter_from_state_dict,
+    prepare_model_for_compiled_hotswap,
+)
 
 __all__ = [
     "AdaLoraConfig",
     "Adapted",
+    "AdapterSlots",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
     "AutoPeftModelForFeatureExtraction",
@@ -68,7 +77,9 @@ __all__ = [
     "LoraLayer",
     "LoraModel",
     "LoraRuntimeConfig",
+    "LostUpdateWarning",
     "MergedTensor",
+    "PackedAdapter",
     "PeftConfig",
     "PeftModel",
     "PeftModelForCausalLM",
@@ -78,6 +89,7 @@ __all__ = [
     "PeftModelForSequenceClassification",
     "PeftModelForTokenClassification",
     "PeftType",
+    "Survival",
     "TaskType",
     "VeraConfig",
     "adapter_tensors",
@@ -87,13 +99,17 @@ __all__ = [
     "get_model_status",
     "get_peft_model",
     "get_peft_model_state_dict",
+    "hotswap_adapter",
+    "hotswap_adapter_from_state_dict",
     "initialize_lora_eva_weights",
     "inject",
     "inject_adapter_in_model",
     "load_adapter_tensors",
     "load_peft_weights",
+    "merge_into_4bit",
     "merged_state_dict",
     "merged_tensors",
+    "prepare_model_for_compiled_hotswap",
     "prepare_model_for_kbit_training",
     "preprocess_loraga",
     "replace_lora_weights_loftq",

@@ -13,14 +13,14 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ince.errors import AdapterError
+from ince.errors import AdapterError, did_you_mean
 from ince.lora.base_identity import forget_origin
-from ince.lora.layers.adapted import Adapted, outer_modules
+from ince.lora.layers.adapted import Adapted, adapted_modules, outer_modules
 from ince.lora.layers.layer import LoraLayer
 from ince.quant import Linear4bit
 
@@ -28,8 +28,6 @@ __all__ = ["FAITHFUL", "LayerSurvival", "LostUpdateWarning", "Survival", "merge_
 
 FAITHFUL = 0.99
 """The cosine of wanted and realized update under which a merge is said to have lost something."""
-
-_Model = TypeVar("_Model", bound=nn.Module)
 
 
 class LostUpdateWarning(UserWarning):
@@ -96,15 +94,15 @@ class Survival:
 
 @torch.no_grad()
 def merge_into_4bit(
-    model: _Model, adapter_names: Sequence[str] | None = None
-) -> tuple[_Model, Survival]:
-    """A new model whose 4-bit layers have the active adapters in them, and what survived.
+    model: nn.Module, adapter_names: Sequence[str] | None = None
+) -> tuple[nn.Module, Survival]:
+    """A new plain model whose 4-bit layers have the active adapters in them, and what survived.
 
     Layers that were not in 4 bits are merged in their own precision, which loses nothing that
     this precision can hold, and are not measured.
 
     Args:
-        model: a plain model with adapters (of a `PeftModel`, its base model); left as it is.
+        model: a `PeftModel`, or a plain model with adapters; left as it is.
         adapter_names: to merge; by default the active ones.
 
     Warns:
@@ -113,6 +111,19 @@ def merge_into_4bit(
     Raises:
         AdapterError: no adapted layer is in 4 bits; or a merged weight is not finite.
     """
+    get_base_model = getattr(model, "get_base_model", None)
+    if callable(get_base_model):
+        model = cast(nn.Module, get_base_model())
+    known = sorted(
+        {each for _, module in adapted_modules(model) for each in module.adapter_names()}
+    )
+    unknown = [name for name in adapter_names or () if name not in known]
+    if unknown:
+        raise AdapterError(
+            f"the model has no adapter {unknown[0]!r}",
+            expected=", ".join(known),
+            do=did_you_mean(unknown[0], known),
+        )
     measured: list[LayerSurvival] = []
     memo: dict[int, object] = {}
     for name, module in outer_modules(model):

@@ -109,3 +109,15 @@ def test_no_4bit_layer_is_an_error():
     get_peft_model(model, LoraConfig(target_modules=["first"]))
     with pytest.raises(AdapterError, match="merge to 16 bits"):
         merge_into_4bit(model)
+
+
+def test_a_peft_model_gives_a_plain_model_and_names_are_checked():
+    base = Two()
+    quantize_model(base, NF4Config(compute_dtype="float32"))
+    model = get_peft_model(base, LoraConfig(target_modules=["first"], init_lora_weights=False))
+    with pytest.raises(AdapterError, match="no adapter 'defalt'"):
+        merge_into_4bit(model, ["defalt"])
+    with pytest.warns(LostUpdateWarning):
+        merged, _ = merge_into_4bit(model, ["default"])
+    assert type(merged) is Two
+    assert isinstance(merged.first, Linear4bit)
