@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ince.errors import AdapterError, TrainingError
 from ince.lora.starts.lora_ga import Gradient
+from ince.lora.starts.modes import in_mode
 
 __all__ = ["first_gradients"]
 
@@ -39,7 +40,8 @@ def first_gradients(
         TrainingError: a gradient is not finite.
     """
     found: dict[str, Gradient] = {}
-    with _frozen(model), ExitStack() as stack, torch.enable_grad():
+    is_training = in_mode(model, training=True)
+    with _frozen(model), is_training, ExitStack() as stack, torch.enable_grad():
         for name, (layer, num_directions) in layers.items():
             hook = _catch(name, max(num_directions * _KEPT_PER_DIRECTION, _MIN_KEPT), found)
             stack.callback(layer.register_forward_hook(hook).remove)
@@ -89,16 +91,12 @@ def _catch(name: str, num_kept: int, found: dict[str, Gradient]) -> Callable[...
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Training mode without a trainable parameter; both as before on leaving."""
-    modes = {module: module.training for module in model.modules()}
+    """No parameter is trainable; those that were are so again on leaving."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        model.train()
         for parameter in trained:
             parameter.requires_grad_(False)
         yield
     finally:
         for parameter in trained:
             parameter.requires_grad_()
-        for module, mode in modes.items():
-            module.training = mode

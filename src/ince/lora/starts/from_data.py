@@ -9,7 +9,9 @@ The names and the order of calls are PEFT's:
     model = get_peft_model(base, config)
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sized
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,17 +20,22 @@ from torch import Tensor, nn
 
 from ince.errors import AdapterError, ConfigError, did_you_mean
 from ince.lora.config import EvaConfig, LoraConfig
+from ince.lora.layers.adapted import PREFIX
+from ince.lora.layers.kinds import geometry_of
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.linear import LinearGeometry
+from ince.lora.layers.spec import AdapterSpec
 from ince.lora.placement.inject import lora_layers, unwrap_empty
 from ince.lora.placement.start import attach_gradient, put_start
 from ince.lora.placement.targets import find_targets
 from ince.lora.starts.eva import Watched, input_directions
 from ince.lora.starts.first_gradient import first_gradients
+from ince.lora.starts.modes import in_mode
 from ince.lora.starts.rows import (
-    all_rows,
+    Rows,
     prepare_layer_inputs_fn_language_modeling,
     prepare_model_inputs_fn_language_modeling,
+    rows_by_layer,
 )
 from ince.lora.starts.start import Start
 
@@ -38,7 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["get_eva_state_dict", "initialize_lora_eva_weights", "preprocess_loraga"]
 
 _Prepare = Callable[[Any, Any], Any]
-_Rows = Callable[[Any, Any, str], Tensor]
 
 
 def _read_mapping(model: nn.Module, batch: Any) -> object:
@@ -52,7 +58,7 @@ def initialize_lora_eva_weights(
     eva_state_dict: Mapping[str, Tensor] | None = None,
     forward_fn: Callable[[Any, Any], object] = _read_mapping,
     prepare_model_inputs_fn: _Prepare | None = prepare_model_inputs_fn_language_modeling,
-    prepare_layer_inputs_fn: _Rows | None = prepare_layer_inputs_fn_language_modeling,
+    prepare_layer_inputs_fn: Rows | None = prepare_layer_inputs_fn_language_modeling,
     adapter_name: str = "default",
     show_progress_bar: bool = True,
 ) -> None:
@@ -103,7 +109,7 @@ def initialize_lora_eva_weights(
         if r == 0:
             layer.delete_adapter(adapter_name)
             continue
-        alpha = old.alpha * r / old.r if settings.adjust_scaling_factors else old.alpha
+        alpha = _adjusted(config, old, r) if settings.adjust_scaling_factors else old.alpha
         if r != old.r:
             layer.delete_adapter(adapter_name)
             layer.add_adapter(
@@ -130,7 +136,7 @@ def get_eva_state_dict(
     peft_config: LoraConfig | None = None,
     forward_fn: Callable[[Any, Any], object] = _read_mapping,
     prepare_model_inputs_fn: _Prepare | None = prepare_model_inputs_fn_language_modeling,
-    prepare_layer_inputs_fn: _Rows | None = prepare_layer_inputs_fn_language_modeling,
+    prepare_layer_inputs_fn: Rows | None = prepare_layer_inputs_fn_language_modeling,
     adapter_name: str = "default",
     show_progress_bar: bool = True,
 ) -> dict[str, Tensor]:
@@ -143,13 +149,17 @@ def get_eva_state_dict(
         forward_fn: (model, batch) runs the model.
         prepare_model_inputs_fn: (batch, config) gives what the next one needs; None for nothing.
         prepare_layer_inputs_fn: (layer's input, that, layer's name) gives the rows (N, in)
-            that count; None for all.
+            that count; or such functions by layer, others giving all rows; None for all.
         adapter_name: of the adapter.
         show_progress_bar: on a terminal.
 
     Raises:
         ConfigError: a base without `peft_config`.
+        AdapterError: a layer is not linear, or smaller than its rank; or functions are for
+            layers that are not adapted.
         DataError: the data do not tell enough.
+
+    The base reads the data: adapters are off meanwhile, and the model in evaluation mode.
     """
     get_base_model = getattr(model, "get_base_model", None)
     base = cast(nn.Module, get_base_model()) if callable(get_base_model) else model
@@ -158,24 +168,23 @@ def get_eva_state_dict(
             raise ConfigError("a base is not told how it will be adapted", do="give peft_config")
         peft_config = _eva_config(cast("PeftModel", model), adapter_name)
     config = peft_config
-    rho = 1.0 if config.eva_config is None else float(config.eva_config.rho)
     settings = config.eva_config or EvaConfig()
     if base is not model:
         found = {
-            name: (cast(nn.Module, layer), layer.in_features, layer.specs[adapter_name].r)
+            name: (cast(nn.Module, layer), layer, layer.specs[adapter_name].r)
             for name, layer in _layers(base, adapter_name).items()
         }
     else:
         found = {
-            target.name: (target.layer, _in_features(target.layer, target.name), target.spec.r)
+            target.name: (target.layer, _linear(target.layer, target.name), target.spec.r)
             for target in find_targets(base, config)
         }
+    rho = float(settings.rho)
     watched = {
-        name: Watched(layer, num_in, r, min(max(int(rho * r), r), num_in))
-        for name, (layer, num_in, r) in found.items()
+        name: _watched(module, linear, r, rho, name) for name, (module, linear, r) in found.items()
     }
+    rows_of_layer = rows_by_layer(prepare_layer_inputs_fn, watched)
     prepare = prepare_model_inputs_fn
-    rows = prepare_layer_inputs_fn or all_rows
     prepared: list[Any] = [None]
 
     def read(batch: Any) -> object:
@@ -183,7 +192,7 @@ def get_eva_state_dict(
 
     def rows_of(name: str, args: tuple[Any, ...], batch: Any) -> Tensor:
         del batch
-        return rows(args[0] if len(args) == 1 else args, prepared[0], name)
+        return rows_of_layer[name](args[0] if len(args) == 1 else args, prepared[0], name)
 
     def batches() -> Iterable[Any]:
         device = next(base.parameters()).device
@@ -192,9 +201,12 @@ def get_eva_state_dict(
             prepared[0] = None if prepare is None else prepare(moved, config)
             yield moved
 
-    return input_directions(
-        watched, batches(), read, rows_of, tau=float(settings.tau), whiten=settings.whiten
-    )
+    # A base has no adapters to turn off.
+    as_base = getattr(model, "disable_adapter", nullcontext)
+    with in_mode(model, training=False), as_base():
+        return input_directions(
+            watched, batches(), read, rows_of, tau=float(settings.tau), whiten=settings.whiten
+        )
 
 
 def preprocess_loraga(
@@ -217,7 +229,7 @@ def preprocess_loraga(
     targets = find_targets(model, lora_config)
     layers: dict[str, tuple[nn.Module, int]] = {}
     for target in targets:
-        _in_features(target.layer, target.name)
+        _linear(target.layer, target.name)
         layers[target.name] = (target.layer, 2 * target.spec.r)
     gradients = first_gradients(layers, model, train_step)
     for target in targets:
@@ -245,29 +257,48 @@ def _eva_config(model: "PeftModel", adapter_name: str) -> LoraConfig:
 def _layers(base: nn.Module, adapter_name: str) -> dict[str, LoraLayer]:
     found = {n: layer for n, layer in lora_layers(base) if adapter_name in layer.specs}
     for name, layer in found.items():
-        _in_features(layer.base_layer, name)
+        _linear(layer, name)
     return found
 
 
-def _in_features(layer: nn.Module, name: str) -> int:
-    base = layer.base_layer if isinstance(layer, LoraLayer) else layer
-    geometry = LoraLayer(base).geometry if not isinstance(layer, LoraLayer) else layer.geometry
+def _linear(layer: nn.Module, name: str) -> LinearGeometry:
+    geometry = layer.geometry if isinstance(layer, LoraLayer) else geometry_of(layer)
     if not isinstance(geometry, LinearGeometry):
         raise AdapterError(
             "a start from data is one of linear layers",
             where=name,
-            got=type(base).__name__,
+            got=type(layer.base_layer if isinstance(layer, LoraLayer) else layer).__name__,
             do="leave it out of target_modules",
         )
-    return geometry.in_features
+    return geometry
+
+
+def _watched(
+    module: nn.Module, linear: LinearGeometry | LoraLayer, r: int, rho: float, name: str
+) -> Watched:
+    limit = min(linear.in_features, linear.out_features)
+    if r > limit:
+        raise AdapterError(
+            "EVA takes the rank from the layer, which has fewer directions",
+            where=name,
+            got=f"rank {r} of ({linear.out_features}, {linear.in_features})",
+            expected=f"1 to {limit}",
+            do="lower r, or give the layer a lower one in rank_pattern",
+        )
+    return Watched(module, linear.in_features, r, min(round(r * rho), limit))
+
+
+def _adjusted(config: LoraConfig, old: AdapterSpec, r: int) -> float:
+    """The alpha with which another rank has the same scale."""
+    share = r / old.r
+    return old.alpha * (math.sqrt(share) if config.use_rslora else share)
 
 
 def _checked(
     layers: Mapping[str, LoraLayer], directions: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The directions by the base's names, each layer with its own."""
-    prefix = "base_model.model."
-    found = {name.removeprefix(prefix): tensor for name, tensor in directions.items()}
+    found = {name.removeprefix(PREFIX): tensor for name, tensor in directions.items()}
     missing = [name for name in layers if name not in found]
     strange = [name for name in found if name not in layers]
     if missing or strange:

@@ -4,19 +4,28 @@ These are PEFT's extension points for EVA, with its names and arguments: one fun
 batch into what the other needs to choose rows from each layer's input.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ince.errors import DataError
+from ince.errors import AdapterError, DataError, did_you_mean
+from ince.lora.layers.adapted import PREFIX
 
 __all__ = [
+    "Rows",
+    "RowsOf",
     "all_rows",
     "prepare_layer_inputs_fn_language_modeling",
     "prepare_model_inputs_fn_language_modeling",
+    "rows_by_layer",
 ]
+
+RowsOf = Callable[[Any, Any, str], Tensor]
+"""(layer's input, what the batch was prepared to, layer's name) to rows (N, D)."""
+Rows = RowsOf | Mapping[str, RowsOf]
+"""One such function, or some by the layer's name."""
 
 
 def prepare_model_inputs_fn_language_modeling(model_input: Any, peft_config: Any) -> Tensor:
@@ -67,6 +76,31 @@ def all_rows(layer_input: Any, model_input: Any, layer_name: str) -> Tensor:  # 
     """Every row, (N, D)."""
     x = _first(layer_input)
     return x.reshape(-1, x.shape[-1])
+
+
+def rows_by_layer(given: Rows | None, layers: Iterable[str]) -> dict[str, RowsOf]:
+    """A function for each layer; all rows count where there is none.
+
+    Args:
+        given: one for all layers, or some by name; None for none.
+        layers: names in the base.
+
+    Raises:
+        AdapterError: a function is for another layer.
+    """
+    names = list(layers)
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(names, given or all_rows)
+    functions = {name.removeprefix(PREFIX): function for name, function in given.items()}
+    strange = sorted(set(functions) - set(names))
+    if strange:
+        raise AdapterError(
+            "there are functions for the inputs of layers that are not adapted",
+            where="prepare_layer_inputs_fn",
+            got=", ".join(strange[:5]),
+            do=did_you_mean(strange[0], names),
+        )
+    return {name: functions.get(name, all_rows) for name in names}
 
 
 def _first(layer_input: Any) -> Tensor:
