@@ -13,6 +13,7 @@ from pydantic import Field, StrictBool
 from ince.errors import Problem
 from ince.lora.config.base import PeftConfig
 from ince.lora.config.fields import (
+    ALL_LINEAR,
     Alpha,
     Count,
     Names,
@@ -134,6 +135,10 @@ class LoraFamilyConfig(PeftConfig):
                 ("target_modules", "target_parameters"),
                 "names no module, and target_parameters no parameter",
                 "leave it out, or say 'all-linear'",
+            )
+        if self.exclude_modules == ALL_LINEAR:
+            yield Clash(
+                ("exclude_modules",), f"{ALL_LINEAR!r} is for target_modules", "name modules"
             )
         if self.lora_bias and self.use_dora:
             yield Clash(("lora_bias", "use_dora"), "does not go with use_dora")

@@ -104,7 +104,7 @@ def _is_index(value: object) -> bool:
 def _indices(value: object, expected: str) -> tuple[int, ...]:
     if not isinstance(value, list | tuple | set | frozenset | range):
         raise ValueError(f"expected {expected}")
-    if isinstance(value, range) and len(value) > _MAX_RANGE:
+    if isinstance(value, range) and value[_MAX_RANGE:]:  # len() fails beyond a word
         raise ValueError(f"expected {expected}, of {_MAX_RANGE} at most")
     indices = list(cast("list[object]", value))
     if not all(_is_index(index) for index in indices):

@@ -50,7 +50,7 @@ def test_a_folder_round_trips(kind, tmp_path):
 
 
 def test_what_is_no_folder_is_refused(tmp_path):
-    for path in (tmp_path / "none", "someone/adapter", "\0"):
+    for path in (tmp_path / "none", "\0"):
         with pytest.raises(InputError, match="no such folder"):
             LoraConfig.from_pretrained(path)
 

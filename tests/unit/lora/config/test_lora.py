@@ -137,6 +137,7 @@ def test_what_is_not_built_may_be_said_to_be_off():
         ({"target_modules": [""]}, "target_modules"),
         ({"target_modules": "(q_proj"}, "target_modules"),
         ({"exclude_modules": "["}, "exclude_modules"),
+        ({"exclude_modules": "all-linear"}, "exclude_modules"),
         ({"target_modules": [1]}, "target_modules"),
         ({"rank_pattern": {"q_proj": 0}}, "rank_pattern.q_proj"),
         ({"alpha_pattern": {"(": 1}}, "alpha_pattern"),

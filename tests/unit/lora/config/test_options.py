@@ -76,6 +76,7 @@ HOSTILE = {
     "integer of 5000 digits": 10**5000,
     "integer beyond float": -(10**400),
     "range": range(10**12),
+    "range beyond a word": range(10**30),
     "mixed set": {1, "a"},
     "unhashable names": [["a"]],
     "half a character": "\ud800",
