@@ -179,19 +179,20 @@ def _check_one_kind(
 
 def _check_none_inside(model: nn.Module, places: Sequence[Place]) -> None:
     """What is wrapped is closed to the model's walks: nothing adapted may lie inside."""
-    by_name = {place.name: place for place in places}
-    adapted = (name for name, module in outer_modules(model) if isinstance(module, Adapted))
-    inside: dict[str, set[str]] = {}
-    for name in (*by_name, *adapted):
-        above = name.rpartition(".")[0]
-        while above:
-            if above in by_name:
-                inside.setdefault(above, set()).add(name)
-            above = above.rpartition(".")[0]
-    for outer, names in inside.items():
-        raise AdapterError(
-            "a module to adapt has adapted modules inside",
-            where=f"{outer}, a {type(base_of(by_name[outer].module)).__name__}",
-            got=", ".join(sorted(names)[:4]),
-            do="adapt the inner ones or the outer one, not both",
-        )
+    if all(isinstance(place, LayerPlace) for place in places):
+        return  # there is nothing in a layer
+    names = {place.name for place in places}
+    names.update(name for name, module in outer_modules(model) if isinstance(module, Adapted))
+    inside: dict[str, str] = {}
+    for name in names:
+        parent = name.rpartition(".")[0]
+        while parent and inside.setdefault(parent, name) == name:
+            parent = parent.rpartition(".")[0]
+    for place in places:
+        if place.name in inside:
+            raise AdapterError(
+                "a module to adapt has adapted modules inside",
+                where=f"{place.name}, a {type(base_of(place.module)).__name__}",
+                got=inside[place.name],
+                do="adapt the inner ones or the outer one, not both",
+            )

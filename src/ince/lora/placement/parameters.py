@@ -115,12 +115,15 @@ def with_routers(model: nn.Module, config: _Config) -> _Config:
     names = config.target_modules
     if not isinstance(names, tuple):
         return config
-    modules = dict(outer_modules(model))
-    routers: list[str] = []
-    for entry in names:
-        meant = [module for name, module in modules.items() if matches((entry,), name)]
-        if meant and all(_is_router(module) for module in meant):
-            routers.append(entry)
+    modules = list(outer_modules(model))
+    known = {name for name, module in modules if name and _is_router(module)}
+    others = [name for name, _ in modules if known and name not in known]
+    routers = [
+        entry
+        for entry in names
+        if any(matches((entry,), name) for name in known)
+        and not any(matches((entry,), name) for name in others)
+    ]
     if not routers:
         return config
     parameters = (*(config.target_parameters or ()), *(f"{name}.weight" for name in routers))
@@ -288,6 +291,8 @@ def _check_rank(key: str, module: nn.Module, parameter: str, spec: AdapterSpec) 
 
 
 def _is_router(module: nn.Module) -> bool:
+    if isinstance(module, LoraLayer):
+        return False
     base = base_of(module)
     weight = own_parameters(base).get("weight")
     return (

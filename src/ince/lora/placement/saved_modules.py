@@ -72,9 +72,11 @@ def with_task_heads(config: _Config) -> _Config:
 
 def with_kept_ties(model: nn.Module, config: _Config, *, fresh: bool) -> _Config:
     """`config` with whole modules that are tied named as PEFT names them, so that it ties them."""
+    if not fresh or not config.modules_to_save or not keeps_tied(config, fresh=fresh):
+        return config
     tied = tied_names(model)
-    saved = [name for name in _meant(model, config.modules_to_save or ()) if name in tied]
-    if not saved or not fresh or not keeps_tied(config, fresh=fresh):
+    saved = [name for name in _meant(model, config.modules_to_save) if name in tied]
+    if not saved:
         return config
     names = list(config.modules_to_save or ())
     groups = dict.fromkeys(tied[name] for name in saved)
@@ -105,7 +107,9 @@ def find_saved(
         ConfigError: a name means nothing, or a module that cannot be copied.
         AdapterError: a module has other adapters inside.
     """
-    names = config.modules_to_save or ()
+    names = config.modules_to_save
+    if not names:
+        return []
     heads = _TASK_HEADS.get(config.task_type or "", ())
     if fresh:
         _check_names(model, [name for name in names if name not in heads])

@@ -116,6 +116,8 @@ def tied_places(
     model: nn.Module, names: Collection[str], places: Collection[LayerPlace]
 ) -> list[TiedLayerPlace]:
     """Places for the modules of `tied_targets`, given that of the embedding."""
+    if not names:
+        return []
     embedding = input_embedding_name(model)
     source = next((place for place in places if place.name == embedding), None)
     modules = dict(outer_modules(model))
