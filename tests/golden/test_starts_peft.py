@@ -2,6 +2,7 @@
 
 import json
 
+import bitsandbytes
 import peft
 import pytest
 import torch
@@ -9,6 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import ince.lora
 from ince.lora.placement.inject import lora_layers
+from ince.lora.starts.loftq import loftq
+from ince.quant import NF4Config
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
@@ -151,3 +154,22 @@ def test_the_base_is_shared_and_never_touched():
 def test_merging_takes_the_start_off():
     model = trained(ours(base(), "pissa"))
     close(logits(model.merge_and_unload()), logits(model))
+
+
+@pytest.mark.parametrize("s", [1.0, 2.0])
+def test_loftq_loses_no_more_than_bitsandbytes_weights_and_pefts_formula(s):
+    torch.manual_seed(0)
+    weight = torch.randn(96, 128) * torch.linspace(0.2, 2, 128)
+    packed, state = bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", blocksize=64)
+    base_OD = bitsandbytes.functional.dequantize_4bit(packed, state)
+    u, strengths, v = torch.linalg.svd(weight - base_OD, full_matrices=False)
+    # PEFT starts its own GPU for this; its formula has no s, which its layers multiply by.
+    repair = (u[:, :8] * strengths[:8]) @ v[:8]
+    peer = (weight - base_OD - s * repair).norm()
+    start = loftq(weight, 8, s, config=NF4Config(double_quant=False, compute_dtype="float32"))
+    assert start.quantized is not None
+    mine_OD = start.quantized.dequantize(torch.float32)
+    close(mine_OD, base_OD, atol=1e-6)
+    mine = (weight - mine_OD - s * start.b_OR @ start.a_RD).norm()
+    assert mine <= peer * (1 + 1e-5)
+    assert (mine < 0.95 * peer) == (s != 1)

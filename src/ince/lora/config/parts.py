@@ -51,7 +51,7 @@ class EvaConfig(Options):
     label_mask_value: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] = -100
     """The label of positions that are not."""
     whiten: StrictBool = False
-    """Divide each direction by its singular value."""
+    """Divide each direction by the root of its singular value."""
     adjust_scaling_factors: StrictBool = True
     """Change alphas with the ranks, so that the scale of a layer stays what it was."""
 
@@ -71,8 +71,8 @@ class LoraGAConfig(Options):
     """Which of the first 2r singular vectors A and B get: every other one (ArBr), A the
     second half and B the first (A2rBr), A the first and B the second (ArB2r), or any."""
     scale: Literal["stable", "weight_svd", "gd_scale", "unit"] = "stable"
-    """Size of the start: by `stable_gamma`, by the weight's largest singular value, as one
-    step of gradient descent, or as it comes."""
+    """Size of the start: by `stable_gamma`, by the weight's singular values, by 1/s, or of
+    length one."""
     stable_gamma: Count = 16
     """γ of the scale "stable": a larger one starts smaller, by its root."""
 
