@@ -11,8 +11,9 @@ Large checkpoints are read one tensor at a time, by `ince.formats.checkpoint`.
 
 import json
 import math
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -52,9 +53,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read(stream: BinaryIO, dtype: torch.dtype, shape: list[int]) -> Tensor:
+def _read(stream: BufferedReader, dtype: torch.dtype, shape: list[int]) -> Tensor:
     num_bytes = math.prod(shape) * dtype.itemsize
     data = torch.empty(num_bytes, dtype=torch.uint8)
-    if stream.readinto(memoryview(data.numpy())) != num_bytes:  # pyright: ignore[reportAttributeAccessIssue]
+    if stream.readinto(data.numpy().data) != num_bytes:
         raise SafetensorError("the file ended while it was read")
     return data.view(dtype).view(shape)

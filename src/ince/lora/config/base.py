@@ -8,8 +8,9 @@ Source of the fields: Hugging Face PEFT.
 
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from os import PathLike
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import StrictBool
 
@@ -26,6 +27,7 @@ from ince.lora.config.fields import (
     plain,
 )
 from ince.lora.config.options import IN_FILE, Clash, Options, shown
+from ince.lora.hub import HubOptions, adapter_folder
 
 __all__ = ["PeftConfig", "TaskType"]
 
@@ -141,16 +143,27 @@ class PeftConfig(Options):
             ) from None
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, subfolder: str | None = None) -> Self:
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        subfolder: str | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """Read the `adapter_config.json` of a folder. `PeftConfig` reads that of any method.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or a hub id.
+            subfolder: of it.
+            **kwargs: of `ince.lora.hub.HubOptions`, such as `revision` and `token`.
 
         Raises:
             AdapterError: the file is of another method than this class.
             ConfigError: mistakes, or options that are not built.
             CorruptFileError: the file is no JSON object.
-            InputError: there is no such folder, or no config in it.
+            InputError: there is no such folder or repository, or no config in it.
         """
-        path = Path(folder) / subfolder if subfolder else Path(folder)
+        options = HubOptions.of({**kwargs, "subfolder": subfolder})
+        path = adapter_folder(pretrained_model_name_or_path, options, [CONFIG_FILE])
         if not path.is_dir():
             raise InputError("no such folder", where=path, expected=f"a folder with {CONFIG_FILE}")
         return cls.from_peft_dict(read_json(path / CONFIG_FILE), where=path / CONFIG_FILE)

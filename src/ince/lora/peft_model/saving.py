@@ -20,9 +20,9 @@ from ince.formats.adapter import write_adapter
 from ince.lora.allocation.files import to_file
 from ince.lora.base_identity import base_digest
 from ince.lora.config import AdaLoraConfig, LoraConfig, PeftConfig
+from ince.lora.hub import HubOptions
 from ince.lora.layers.adapted import PREFIX, adapted_modules
 from ince.lora.peft_model.embeddings import embeddings_to_save
-from ince.lora.peft_model.hub import HubOptions
 from ince.lora.peft_model.joining import base_name
 from ince.lora.peft_model.source import read_source
 from ince.lora.placement.inject import adapter_tensors, lora_layers

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ince.errors import AdapterError, InputError
 from ince.lora.config import PeftConfig
+from ince.lora.hub import HubOptions, refuse_options, upload_adapters
 from ince.lora.peft_model.dispatch import class_for_task
-from ince.lora.peft_model.hub import HubOptions, refuse_options, upload_adapters
 from ince.lora.peft_model.joining import check_not_adapted, known_names
 from ince.lora.peft_model.loading import LoadResult, check_not_offloaded, load_into
 from ince.lora.peft_model.lora_model import LoraModel

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
@@ -12,10 +11,10 @@ from torch import Tensor
 from ince.errors import AdapterError, InputError
 from ince.formats.adapter import read_adapter, read_base_digest
 from ince.lora.config import PeftConfig, read_config
+from ince.lora.hub import HubOptions, adapter_folder
 from ince.lora.layers.adapted import PREFIX
-from ince.lora.peft_model.hub import HubOptions, download_adapter, is_hub_id
 
-__all__ = ["Reference", "Source", "adapter_folder", "read_source"]
+__all__ = ["Reference", "Source", "read_source"]
 
 Reference = str | PathLike[str] | Mapping[str, Tensor]
 
@@ -78,16 +77,6 @@ def read_source(
         read_base_digest(folder),
         True,
     )
-
-
-def adapter_folder(reference: str | PathLike[str], options: HubOptions) -> Path:
-    """The folder of an adapter: one here, or one that is downloaded."""
-    path = Path(reference)
-    found = path / options.subfolder if options.subfolder else path
-    text = str(reference)
-    if not found.is_dir() and not path.exists() and is_hub_id(text):
-        return download_adapter(text, options)
-    return found
 
 
 def _checked(reference: Mapping[str, Any]) -> dict[str, Tensor]:

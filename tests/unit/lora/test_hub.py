@@ -5,11 +5,33 @@ import shutil
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import errors
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ince.errors import AdapterError, DiskFullError, InputError
-from ince.lora import PeftModel
-from ince.lora.peft_model.hub import HubOptions, is_hub_id
+from ince.lora import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from ince.lora.hub import HubOptions, is_hub_id
+
+
+@pytest.fixture
+def llama():
+    def make():
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+        config = LlamaConfig(vocab_size=32, intermediate_size=24, num_hidden_layers=1, **sizes)
+        return LlamaForCausalLM(config).eval()
+
+    return make
+
+
+@pytest.fixture
+def model(llama):
+    """A model with the adapters "default" and "b"."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model = get_peft_model(llama(), config)
+    model.add_adapter("b", LoraConfig(r=3, target_modules=["down_proj"]))
+    return model
 
 
 @pytest.fixture
@@ -33,14 +55,15 @@ def hub(model, tmp_path, monkeypatch):
     return asked
 
 
-def test_only_the_two_files_are_asked_for(hub, llama, logits, model):
+def test_only_the_two_files_are_asked_for(hub, llama, model):
     loaded = PeftModel.from_pretrained(llama(), "someone/adapter", revision="v1", token="t")
     ((repo, files, options),) = hub
     assert repo == "someone/adapter"
     assert files == ["adapter_config.json", "adapter_model.safetensors"]
     assert options["revision"] == "v1"
     assert options["token"] == "t"
-    assert (logits(loaded) == logits(model)).all()
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
 def test_a_subfolder_of_the_repository(hub, llama):
@@ -49,11 +72,20 @@ def test_a_subfolder_of_the_repository(hub, llama):
     assert loaded.peft_config["default"].r == 3
 
 
+def test_of_a_config_only_its_file(hub):
+    config = PeftConfig.from_pretrained("someone/adapter", revision="v1")
+    assert type(config) is LoraConfig
+    assert hub[0][:2] == ("someone/adapter", ["adapter_config.json"])
+    assert PeftConfig.from_pretrained("someone/adapter", "b").r == 3
+    with pytest.raises(InputError, match="did you mean 'revision'"):
+        PeftConfig.from_pretrained("someone/adapter", revisoin="v1")
+
+
 def test_a_folder_here_comes_first_and_needs_no_hub(hub, llama, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model.save_pretrained("someone/adapter")
     PeftModel.from_pretrained(llama(), "someone/adapter")
-    loaded = PeftModel.from_pretrained(llama(), "someone/adapter", subfolder="c")
+    loaded = PeftModel.from_pretrained(llama(), "someone/adapter", subfolder="b")
     assert hub == []
     assert "down_proj" in loaded.peft_config["default"].target_modules
 

@@ -7,15 +7,16 @@ network. Weights that are pickles are never asked for.
 import errno
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
 from ince.errors import AdapterError, DiskFullError, InputError, did_you_mean
 from ince.formats.adapter import ADAPTER_FILES, WEIGHTS_FILE
 
-__all__ = ["HubOptions", "download_adapter", "is_hub_id", "refuse_options", "upload_adapters"]
+__all__ = ["HubOptions", "adapter_folder", "is_hub_id", "refuse_options", "upload_adapters"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -64,13 +65,33 @@ def is_hub_id(text: str) -> bool:
     return _HUB_ID.fullmatch(text) is not None and ".." not in text
 
 
-def download_adapter(hub_id: str, options: HubOptions) -> Path:
-    """The folder with the adapter's two files, from the hub or its local cache.
+def adapter_folder(
+    reference: str | PathLike[str],
+    options: HubOptions,
+    files: Sequence[str] = ADAPTER_FILES,
+) -> Path:
+    """The folder of an adapter: one here, or one that is downloaded.
+
+    A folder that is not here comes back as it is when it cannot be on the hub: who opens it
+    says what is wrong.
+
+    Args:
+        reference: a folder, or a repository's name.
+        options: of the hub; `subfolder` is of a folder here too.
+        files: that are needed of it.
 
     Raises:
         InputError: there is no such repository or revision, or the hub cannot be reached.
-        AdapterError: the repository holds no adapter in safetensors.
+        AdapterError: the repository does not hold the files.
     """
+    path, name = Path(reference), str(reference)
+    found = path / options.subfolder if options.subfolder else path
+    if found.is_dir() or path.exists() or not is_hub_id(name):
+        return found
+    return _download(name, options, files)
+
+
+def _download(hub_id: str, options: HubOptions, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     prefix = f"{options.subfolder.strip('/')}/" if options.subfolder else ""
@@ -82,17 +103,17 @@ def download_adapter(hub_id: str, options: HubOptions) -> Path:
             token=options.token,
             force_download=options.force_download,
             local_files_only=options.local_files_only,
-            allow_patterns=[prefix + name for name in ADAPTER_FILES],
+            allow_patterns=[prefix + name for name in files],
         )
     except Exception as error:
         raise _error(hub_id, options.revision, error) from error
     found = Path(folder) / prefix
-    missing = [name for name in ADAPTER_FILES if not (found / name).is_file()]
+    missing = [name for name in files if not (found / name).is_file()]
     if missing:
         raise AdapterError(
             f"the repository is no adapter that can be read: {' and '.join(missing)} missing",
             where=f"{hub_id}/{prefix}".rstrip("/"),
-            expected=" and ".join(ADAPTER_FILES),
+            expected=" and ".join(files),
             do="weights in pickle form (adapter_model.bin) are not read: save them again in PEFT "
             f"with safe_serialization=True, which writes {WEIGHTS_FILE}",
         )
