@@ -42,7 +42,7 @@ def input_embedding_name(model: nn.Module) -> str | None:
     get = getattr(model, "get_input_embeddings", None)
     try:
         embedding = get() if callable(get) else None
-    except NotImplementedError:  # transformers' way to say that there is none
+    except RuntimeError:  # of some kind, transformers' way to say that there is none
         return None
     return next((name for name, module in outer_modules(model) if module is embedding), None)
 

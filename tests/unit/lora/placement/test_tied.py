@@ -25,7 +25,7 @@ def test_models_that_know_no_embedding():
 
     class Unknowing(nn.Module):
         def get_input_embeddings(self):
-            raise NotImplementedError
+            raise RuntimeError
 
     assert input_embedding_name(Unknowing()) is None
 
