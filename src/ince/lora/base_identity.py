@@ -21,8 +21,8 @@ class Origin(Protocol):
     """Where a model came from."""
 
     @property
-    def weights_digest(self) -> str:
-        """Of the files with its weights; may be computed when asked for."""
+    def weights_digest(self) -> object:
+        """Of the files with its weights, in hex; may be computed when asked for."""
         ...
 
 
@@ -34,7 +34,7 @@ def note_origin(model: nn.Module, origin: Origin) -> None:
 def base_digest(model: nn.Module) -> str | None:
     """The digest of the weights that `model` was loaded with, where that was noted."""
     origin = cast("Origin | None", vars(model).get(_ATTRIBUTE))
-    return None if origin is None else origin.weights_digest
+    return None if origin is None else str(origin.weights_digest)
 
 
 def forget_origin(model: nn.Module) -> None:

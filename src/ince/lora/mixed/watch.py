@@ -146,6 +146,6 @@ def _tables_of(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[
 
 
 def _sample(tensor: Tensor) -> memoryview:
-    values = tensor.reshape(-1).view(torch.uint8).numpy()
+    values: Any = tensor.reshape(-1).view(torch.uint8).numpy()
     middle = values.size // 2
     return memoryview(values[middle : middle + _SAMPLE_BYTES])

@@ -18,7 +18,7 @@ from ince.lora.swap.slots import tenant_of
 from ince.lora.swap.widen import widen
 
 if TYPE_CHECKING:
-    from ince.lora import PeftModel
+    from ince.lora.peft_model import PeftModel
 
 __all__ = [
     "hotswap_adapter",

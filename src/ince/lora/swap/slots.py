@@ -22,7 +22,7 @@ from ince.lora.placement.tensors import check_tensors
 from ince.lora.swap.room import Room, Tenant
 
 if TYPE_CHECKING:
-    from ince.lora import PeftModel
+    from ince.lora.peft_model import PeftModel
 
 __all__ = ["AdapterSlots", "PackedAdapter", "tenant_of"]
 
