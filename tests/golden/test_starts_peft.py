@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import ince.lora
 from ince.lora.placement.inject import lora_layers
+from ince.quant import NF4Config, quantize_model
 from ince.lora.starts.loftq import loftq
 from ince.quant import NF4Config
 
@@ -173,3 +174,16 @@ def test_loftq_loses_no_more_than_bitsandbytes_weights_and_pefts_formula(s):
     mine = (weight - mine_OD - s * start.b_OR @ start.a_RD).norm()
     assert mine <= peer * (1 + 1e-5)
     assert (mine < 0.95 * peer) == (s != 1)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_over_4_bits_the_file_is_plain_since_another_precision_starts_elsewhere(start, tmp_path):
+    packed = base()
+    quantize_model(packed, NF4Config(compute_dtype="float32"))
+    model = trained(ours(packed, start))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["r"], config["init_lora_weights"]) == (8, True)
+    again = base()
+    quantize_model(again, NF4Config(compute_dtype="float32"))
+    close(logits(ince.lora.PeftModel.from_pretrained(again, tmp_path)), logits(model))

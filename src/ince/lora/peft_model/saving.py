@@ -26,6 +26,7 @@ from ince.lora.peft_model.embeddings import embeddings_to_save
 from ince.lora.peft_model.joining import base_name
 from ince.lora.peft_model.source import read_source
 from ince.lora.placement.inject import adapter_tensors, lora_layers
+from ince.quant import Linear4bit
 
 __all__ = ["file_of", "save_adapters", "tensors_of_state"]
 
@@ -73,7 +74,7 @@ def save_adapters(
     prepared: list[tuple[Path, PeftConfig, dict[str, Tensor]]] = []
     for name in adapter_names:
         config, tensors = file_of(model, name, _named(configs[name], model), state_dict)
-        if initial is not None or _has_lost_start(config):
+        if initial is not None or _has_lost_start(model, name, config):
             config, tensors = _plain(model, name, config, tensors, initial)
         tensors |= embeddings_to_save(model, config, save_embedding_layers)
         folder = directory if name == "default" else directory / name
@@ -155,10 +156,24 @@ def _named(config: PeftConfig, model: nn.Module) -> PeftConfig:
 # --------------------------------------------------------------------------------- plain form
 
 
-def _has_lost_start(config: PeftConfig) -> bool:
-    """Whether a file could not tell the start: it was drawn at random, or came from data."""
+def _has_lost_start(model: nn.Module, adapter_name: str, config: PeftConfig) -> bool:
+    """Whether a file could not tell the start.
+
+    It was drawn at random, came from data, or from a weight as 4 bits have it, which the same
+    base in another precision does not tell.
+    """
     start = config.init_lora_weights if isinstance(config, LoraConfig) else None
-    return isinstance(start, str) and (start == "lora_ga" or start.startswith("pissa_niter_"))
+    if not isinstance(start, str):
+        return False
+    return (
+        start == "lora_ga"
+        or start.startswith("pissa_niter_")
+        or any(
+            isinstance(layer.base_layer, Linear4bit)
+            for _, layer in lora_layers(model)
+            if adapter_name in layer.specs and layer.start_of(adapter_name) is not None
+        )
+    )
 
 
 def _plain(

@@ -61,6 +61,7 @@ def test_gradients_are_those_of_the_definition(some, definition, data):
             if suffix == "lora_embedding_A" and padding is not None:
                 # A padded row has no gradient; through the others nothing changes.
                 assert not got[:, padding].any()
+                tensor.grad[:, padding] = 0
             torch.testing.assert_close(got, tensor.grad, rtol=1e-3, atol=1e-3)
     if x.is_floating_point():
         torch.testing.assert_close(x.grad.double(), x_wide.grad, rtol=1e-3, atol=1e-3)
