@@ -342,11 +342,17 @@ def _notes(settings: AdapterSettings, found: SortedTensors) -> list[str]:
     notes: list[str] = []
     if settings.changes_base:
         notes.append(
-            f"it starts from the base ({settings.start}), which changed with it: ΔW is what lies "
-            "over the changed base, not what training did; written in plain form it would be"
+            f"it starts from the base ({settings.start}), which changed with it: ΔW is all that "
+            "lies over the changed base, not what training did. Saved in plain form "
+            "(path_initial_model_for_weight_conversion), it is what training did"
         )
     if settings.use_dora:
         notes.append("DoRA: ΔW is s·BA alone; what m makes of W + s·BA comes on top")
+    if any(".base_layer" in module for module in found.parts):
+        notes.append(
+            "several parameters of one module are told apart by nesting alone: "
+            "experts is the last that the module declares, experts.base_layer the one before"
+        )
     if found.copies:
         shown = ", ".join(found.copies[:_MAX_NAMES_SHOWN])
         notes.append(f"weights of the base lie in the file too, untrained: {shown}")

@@ -8,11 +8,32 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-__all__ = ["kinds_of", "layer_number"]
+__all__ = ["customary", "kinds_of", "layer_number"]
 
 _NUMBER = re.compile(r"\.(\d+)(?:\.|$)")
 # Of an expert, which is written behind its parameter's name.
 _EXPERT = re.compile(r"\[\d+\]$")
+
+_SAY_NOTHING = ("*", "base_layer")
+# As they come in a layer; what has another name stands behind, by name.
+_ORDER = (
+    "embed_tokens",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "qkv_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "gate_up_proj",
+    "down_proj",
+)
+
+
+def customary(kind: str) -> tuple[int, str]:
+    """A key that sorts kinds as people list them: q, k, v, o, gate, up, down, then the rest."""
+    leaf = kind.rpartition(".")[2]
+    return (_ORDER.index(leaf) if leaf in _ORDER else len(_ORDER)), kind
 
 
 def layer_number(name: str) -> int | None:
@@ -44,6 +65,6 @@ def _pattern(name: str) -> tuple[str, ...]:
 
 
 def _least(pattern: tuple[str, ...]) -> int:
-    """Parts from the end to the first that is no number: a number alone says nothing."""
-    named = next((n for n, part in enumerate(reversed(pattern)) if part != "*"), 0)
+    """Parts from the end to the first that says something: a number alone does not."""
+    named = next((n for n, part in enumerate(reversed(pattern)) if part not in _SAY_NOTHING), 0)
     return named + 1

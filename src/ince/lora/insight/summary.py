@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from ince.lora.insight.comparison import LayerPair, pooled_cosine
 from ince.lora.insight.inspection import LayerInsight
+from ince.lora.insight.layer_kinds import customary
 
 __all__ = ["KindSummary", "PairSummary", "extremes", "summarize_layers", "summarize_pairs"]
 
@@ -66,11 +67,11 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _kinds(layers: Sequence[_Layer], kind: Callable[[_Layer], str]) -> dict[str, list[_Layer]]:
-    """Layers by kind, in the order in which kinds first come."""
+    """Layers by kind, kinds in their customary order."""
     found: dict[str, list[_Layer]] = {}
     for layer in layers:
         found.setdefault(kind(layer), []).append(layer)
-    return found
+    return {name: found[name] for name in sorted(found, key=customary)}
 
 
 def summarize_layers(layers: Sequence[LayerInsight]) -> list[KindSummary]:
@@ -98,7 +99,7 @@ def _summarize(kind: str, layers: Sequence[LayerInsight]) -> KindSummary:
 
 
 def extremes(layers: Sequence[LayerInsight]) -> list[tuple[str, LayerInsight]]:
-    """The layers that change most and least, and need the most and the fewest directions.
+    """The layers that change most and least, and those whose energy is spread most and least.
 
     Change is measured beside the base where every layer has been compared with it.
     """
@@ -115,8 +116,8 @@ def extremes(layers: Sequence[LayerInsight]) -> list[tuple[str, LayerInsight]]:
     return [
         ("changes most", max(layers, key=change)),
         ("changes least", min(layers, key=change)),
-        ("most directions", max(layers, key=width)),
-        ("fewest directions", min(layers, key=width)),
+        ("spread most", max(layers, key=width)),
+        ("spread least", min(layers, key=width)),
     ]
 
 
