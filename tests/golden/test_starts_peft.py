@@ -10,9 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import ince.lora
 from ince.lora.placement.inject import lora_layers
-from ince.quant import NF4Config, quantize_model
 from ince.lora.starts.loftq import loftq
-from ince.quant import NF4Config
+from ince.quant import NF4Config, quantize_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),

@@ -88,7 +88,8 @@ def update(base, tensors):
 
 def apply(base, x, weight, bias):
     if isinstance(base, nn.Embedding):
-        return F.embedding(x, weight, base.padding_idx) * getattr(base, "embed_scale", 1.0)
+        # Padding stops the gradient of A alone: B learns from every row, as in PEFT.
+        return F.embedding(x, weight) * getattr(base, "embed_scale", 1.0)
     if isinstance(base, CONVOLUTIONS):
         place = len(base.kernel_size) - 1
         padding = base.padding
