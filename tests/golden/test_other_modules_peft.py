@@ -28,6 +28,7 @@ from transformers import (
 )
 
 import ince.lora
+from ince.errors import AdapterError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
@@ -392,3 +393,35 @@ def gradients(model):
     found = found.start_logits if "start_logits" in found else found.logits
     found.square().sum().backward()
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+TOKENS = {"target_modules": ["q_proj"], "trainable_token_indices": [49, 3]}
+
+
+@pytest.mark.parametrize(
+    ("make", "values"),
+    [
+        (tied, {"target_modules": ["q_proj", "embed_tokens"]}),
+        (tied, TOKENS),
+        (llama, TOKENS),
+        (tied, {"target_modules": ["q_proj"]}),
+        (llama, {"target_modules": ["q_proj"]}),
+    ],
+)
+def test_their_file_of_a_resized_vocabulary(tmp_path, make, values):
+    def resized(seed):
+        model = base(make)
+        torch.manual_seed(seed)
+        model.resize_token_embeddings(50, mean_resizing=False)
+        return model
+
+    config = peft.LoraConfig(r=2, init_lora_weights=False, **values)
+    model = changed(peft.get_peft_model(resized(1), config).eval())
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    unchanged = resized(2)
+    plain = logits(unchanged)
+    loaded = ince.lora.PeftModel.from_pretrained(unchanged, tmp_path)
+    close(logits(loaded), logits(model))
+    assert logits(loaded.unload()).equal(plain)
+    with pytest.raises(AdapterError, match="resize_token_embeddings"):
+        ince.lora.PeftModel.from_pretrained(base(make), tmp_path)

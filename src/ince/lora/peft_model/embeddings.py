@@ -60,10 +60,11 @@ def take_embeddings(
 
     Returns:
         `config`, with embeddings that differ from the base's in `modules_to_save`; and the
-        tensors without those that the base has.
+        tensors without those that the base has. What differs of embeddings that are adapted
+        too is left in them.
 
     Raises:
-        AdapterError: embeddings that differ and are adapted too, or of another size.
+        AdapterError: embeddings of another size.
     """
     left = dict(tensors)
     brought: list[str] = []
@@ -85,14 +86,9 @@ def take_embeddings(
                     expected=f"{tuple(own.shape)}, as the model has",
                     do=f"call model.resize_token_embeddings({given.shape[0]}) first",
                 )
-            elif key.endswith(".base_layer.weight"):
-                raise AdapterError(
-                    "the adapter was trained over other embeddings than the model has",
-                    where=f"{where}: {key}",
-                    do="load it on the base it was trained on",
-                )
-            else:
+            elif not key.endswith(".base_layer.weight"):
                 brought.append(name)
+            # Of adapted modules, rows that differ become the adapter's (`placement.base_rows`).
     if not brought:
         return config, left
     modules = tuple(dict.fromkeys([*(config.modules_to_save or ()), *brought]))

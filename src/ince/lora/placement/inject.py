@@ -17,6 +17,7 @@ from ince.lora.layers.adapted import Adapted, adapted_modules, outer_modules
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.state import AdapterState
 from ince.lora.layers.wrapper import Wrapper
+from ince.lora.placement.base_rows import with_rows_of_base
 from ince.lora.placement.find import find_places, find_places_of
 from ince.lora.placement.places import LayerPlace, Place
 from ince.lora.placement.replication import replicate, restore_layers
@@ -107,6 +108,7 @@ def inject_tensors(
             another shape. The model is as it was.
     """
     with _deeper(model, config):
+        config, tensors = with_rows_of_base(model, config, tensors, where)
         found = find_places_of(model, config, fresh=False, keys=tensors.keys())
         tensors = found.fitted(tensors)
         check_tensors(_shapes(found.places), tensors, where)
