@@ -56,6 +56,9 @@ COMMANDS: Mapping[str, CommandEntry] = MappingProxyType(
         "merge": CommandEntry(
             "ince.cli.merge:merge", "adapter and base to one 16-bit model, with the parity proof"
         ),
+        "inspect": CommandEntry(
+            "ince.cli.inspect:inspect", "what an adapter is made of, and what two of them share"
+        ),
         "data": CommandEntry("ince.cli.data:data", "look at data as the model will see them"),
     }
 )

@@ -36,6 +36,7 @@ SURFACE = {
         "--device",
     },
     "merge": {"--out", "--base", "--quantize", "--device"},
+    "inspect": {"--base", "--layers", "--plot"},
     "data inspect": {"--model", "--row", "--format", "--max-length", "--loss-on"},
 }
 
