@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ince.errors import AdapterError, did_you_mean
 from ince.lora.base_identity import forget_origin
-from ince.lora.layers.adapted import Adapted, adapted_modules, outer_modules
+from ince.lora.layers.adapted import Adapted, adapted_modules, base_of, outer_modules
 from ince.lora.layers.layer import LoraLayer
+from ince.lora.placement.inject import state_of
 from ince.quant import Linear4bit
 
 __all__ = ["FAITHFUL", "LayerSurvival", "LostUpdateWarning", "Survival", "merge_into_4bit"]
@@ -124,19 +125,14 @@ def merge_into_4bit(
             expected=", ".join(known),
             do=did_you_mean(unknown[0], known),
         )
-    measured: list[LayerSurvival] = []
-    memo: dict[int, object] = {}
-    for name, module in outer_modules(model):
-        if isinstance(module, LoraLayer):
-            names = module.active_here() if adapter_names is None else list(adapter_names)
-            names = [each for each in names if each in module.specs]
-            if isinstance(module.base_layer, Linear4bit):
-                memo[id(module)], survival = _requantized(name, module, module.base_layer, names)
-                if names:
-                    measured.append(survival)
-                continue
-        if isinstance(module, Adapted):
-            memo[id(module)] = module.merged_module(_dtype_of(module))
+    state = state_of(model)
+    before = state.active
+    try:
+        if adapter_names is not None:
+            state.active = tuple(adapter_names)
+        memo, measured = _merged_modules(model)
+    finally:
+        state.active = before
     if not measured:
         raise AdapterError(
             "there is nothing to merge into 4 bits",
@@ -156,6 +152,30 @@ def merge_into_4bit(
     merged = copy.deepcopy(model, memo)
     forget_origin(merged)  # its weights are in no file
     return merged, survival
+
+
+def _merged_modules(model: nn.Module) -> tuple[dict[int, object], list[LayerSurvival]]:
+    """Every adapted module merged, by the address of what it replaces, and what survived."""
+    memo: dict[int, object] = {}
+    measured: list[LayerSurvival] = []
+    for name, module in outer_modules(model):
+        if not isinstance(module, Adapted):
+            continue
+        if isinstance(module, LoraLayer) and isinstance(module.base_layer, Linear4bit):
+            names = module.active_here()
+            memo[id(module)], survival = _requantized(name, module, module.base_layer, names)
+            if names:
+                measured.append(survival)
+        elif isinstance(base_of(module), Linear4bit):
+            raise AdapterError(
+                "a 4-bit layer with more than A and B cannot be merged into 4 bits",
+                where=name,
+                got=type(module).__name__,
+                do="merge to 16 bits",
+            )
+        else:
+            memo[id(module)] = module.merged_module(_dtype_of(module))
+    return memo, measured
 
 
 def _requantized(
@@ -196,7 +216,7 @@ def _changed(after: Tensor, before: Tensor, num_codes: int) -> float:
 
 
 def _dtype_of(module: Adapted) -> torch.dtype:
-    for tensor in module.base_layer.parameters():
+    for tensor in base_of(module).parameters():
         if tensor.is_floating_point():
             return tensor.dtype
     return torch.bfloat16

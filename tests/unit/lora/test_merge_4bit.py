@@ -121,3 +121,24 @@ def test_a_peft_model_gives_a_plain_model_and_names_are_checked():
         merged, _ = merge_into_4bit(model, ["default"])
     assert type(merged) is Two
     assert isinstance(merged.first, Linear4bit)
+
+
+def test_layers_in_floats_are_merged_with_the_adapters_that_were_named():
+    base = Two()
+    quantize_model(base, NF4Config(compute_dtype="float32", skip_modules=("second",)))
+    config = LoraConfig(target_modules=["first", "second"], init_lora_weights=False)
+    model = get_peft_model(base, config)
+    model.add_adapter("other", config)
+    with pytest.warns(LostUpdateWarning):
+        merged, _ = merge_into_4bit(model, ["other"])
+    wanted = base.second.merged_weight(torch.float32, ["other"])
+    assert torch.equal(merged.second.weight, wanted)
+    assert model.active_adapters == ["default"]
+
+
+def test_a_layer_with_a_bias_of_the_adapters_own_is_refused():
+    base = Two()
+    quantize_model(base, NF4Config(compute_dtype="float32"))
+    model = get_peft_model(base, LoraConfig(target_modules=["first"], bias="lora_only"))
+    with pytest.raises(AdapterError, match="merge to 16 bits"):
+        merge_into_4bit(model)
