@@ -84,7 +84,7 @@ def base_here(
 def _opened(model: "ResolvedModel") -> AdapterBase:
     from ince.lora.insight import BaseWeights
 
-    return AdapterBase(model, BaseWeights(model.folder))
+    return AdapterBase(model, BaseWeights(model.folder, name=model.name))
 
 
 def _local_model(

@@ -139,8 +139,11 @@ def _write_plot(
     if plot.suffix.lower() == ".html":
         write_text(plot, render_adapter_page(drawing, first, second, comparison))
         return
-    subtitle = "  ·  ".join(one_line(each) for each in insights)
-    content = png_bytes(drawing, title=" beside ".join(names), subtitle=subtitle)
+    subtitles = [
+        line if len(insights) == 1 else f"{name}: {line}"
+        for name, line in zip(names, map(one_line, insights), strict=True)
+    ]
+    content = png_bytes(drawing, title=" beside ".join(names), subtitles=subtitles)
     with replace_file(plot) as temporary:
         temporary.write_bytes(content)
 

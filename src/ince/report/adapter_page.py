@@ -126,7 +126,8 @@ def render_adapter_page(
         headlines=[one_line(each) for each in adapters],
         facts=[facts_of(each) for each in adapters],
         groups=[_drawn(group) for group in drawing.groups],
-        maps=[_drawn_map(each) for each in drawing.heat_maps],
+        maps=[_drawn_map(each, drawing.heat_top) for each in drawing.heat_maps],
+        heat_top=f"{drawing.heat_top:g}",
         heat_lead=drawing.heat_lead,
         pairs=None
         if comparison is None
@@ -220,11 +221,11 @@ def _coordinates(points: Sequence[Point], group: PanelGroup) -> str:
     return " ".join(f"{_BOX * x:.0f},{_BOX * (1 - y):.0f}" for x, y in places)
 
 
-def _drawn_map(each: HeatMap) -> _DrawnMap:
+def _drawn_map(each: HeatMap, top: float) -> _DrawnMap:
     shades: dict[int, list[str]] = {}
     for row, values in enumerate(each.values):
         for column, value in enumerate(values):
-            shade = round(value * _SHADES)
+            shade = round(value / top * _SHADES)
             if shade > 0:
                 shades.setdefault(shade, []).append(f"M{column} {row}h1v1h-1z")
     grid = each.grid

@@ -98,3 +98,11 @@ class Drawing:
     heat_maps: tuple[HeatMap, ...] = ()
     heat_lead: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def heat_top(self) -> float:
+        """Where the scale of all heat maps ends: 0.1, 0.2, 0.5 or 1, above their greatest φ."""
+        greatest = max(
+            (value for each in self.heat_maps for row in each.values for value in row), default=1.0
+        )
+        return next((top for top in (0.1, 0.2, 0.5) if greatest <= top), 1.0)

@@ -32,6 +32,7 @@ _COLUMNS, _PANEL_HEIGHT, _GAP = 4, 1.35, 0.62
 _MAP_COLUMNS, _MAP_GAP, _MAP_HEAD = 3, 0.6, 0.9
 _TITLE, _LINE, _AIR, _LEGEND, _MAP_LEGEND = 0.29, 0.17, 0.07, 0.48, 0.8
 _LINE_CHARACTERS = 145
+_HEAD, _SUBTITLE, _HEAD_GAP = 0.36, 0.2, 0.22
 
 
 def check_can_draw_png() -> None:
@@ -48,8 +49,13 @@ def check_can_draw_png() -> None:
         )
 
 
-def png_bytes(drawing: Drawing, *, title: str, subtitle: str) -> bytes:
+def png_bytes(drawing: Drawing, *, title: str, subtitles: Sequence[str]) -> bytes:
     """Draw, and return the file's content.
+
+    Args:
+        drawing: of `draw_adapters`.
+        title: the one large line.
+        subtitles: a line for each adapter.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -57,11 +63,13 @@ def png_bytes(drawing: Drawing, *, title: str, subtitle: str) -> bytes:
     check_can_draw_png()
     from matplotlib.figure import Figure
 
-    height = _height(drawing)
+    height = _height(drawing) + _SUBTITLE * len(subtitles)
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, facecolor=_PAPER)
     page = _Page(figure, height)
-    page.text(title, size=17, weight="bold", down=0.36)
-    page.text(subtitle, size=10, color=_QUIET, down=0.42)
+    page.text(title, size=17, weight="bold", down=_HEAD)
+    for subtitle in subtitles:
+        page.text(subtitle, size=10, color=_QUIET, down=_SUBTITLE)
+    page.top += _HEAD_GAP
     for group in drawing.groups:
         _draw_group(page, group)
     if drawing.heat_maps:
@@ -82,7 +90,7 @@ def _map_size() -> float:
 
 
 def _height(drawing: Drawing) -> float:
-    height = 2 * _MARGIN + 0.78 + 0.22 * len(drawing.notes)
+    height = 2 * _MARGIN + _HEAD + _HEAD_GAP + 0.22 * len(drawing.notes)
     for group in drawing.groups:
         rows = _num_rows(len(group.panels), _COLUMNS)
         height += _head_height(group.lead) + _LEGEND + rows * (_PANEL_HEIGHT + _GAP)
@@ -256,14 +264,23 @@ def _draw_maps(page: _Page, drawing: Drawing) -> None:
     bar.imshow([[n / 63 for n in range(64)]], cmap=heat, aspect="auto", vmin=0, vmax=1)
     bar.set_axis_off()
     page.label("φ = 0", left=_MARGIN, above=0.12, size=8, color=_QUIET)
-    page.label("1", left=_MARGIN + 1.6, above=0.12, size=8, color=_QUIET, align="right")
+    page.label(
+        f"{drawing.heat_top:g}", left=_MARGIN + 1.6, above=0.12, size=8, color=_QUIET, align="right"
+    )
     page.top += _MAP_LEGEND
     cell = (_WIDTH - 2 * _MARGIN + _MAP_GAP) / _MAP_COLUMNS
     for n, each in enumerate(drawing.heat_maps):
         row, column = divmod(n, _MAP_COLUMNS)
         left, down = _MARGIN + column * cell + 0.35, row * (size + _MAP_HEAD)
         axes = page.axes(left, down, size, size)
-        axes.imshow(each.values, cmap=heat, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        axes.imshow(
+            each.values,
+            cmap=heat,
+            vmin=0,
+            vmax=drawing.heat_top,
+            aspect="auto",
+            interpolation="nearest",
+        )
         _dress_map(axes, each)
         page.label(each.title, left=left, above=down - 0.37, size=9, weight="bold")
         page.label(each.figure, left=left, above=down - 0.19, size=8, color=_QUIET)

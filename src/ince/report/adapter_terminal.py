@@ -66,8 +66,8 @@ def adapter_lines(
         yield _line("adapter", shown(str(insight.folder)), "bold")
         for label, value in facts_of(insight):
             yield _line(label, value)
-    if insight.base_folder is not None:
-        yield _line("compared with", shown(str(insight.base_folder)))
+    if insight.compared_with is not None:
+        yield _line("compared with", shown(insight.compared_with[0]))
     if insight.layers:
         has_base = any(layer.beside is not None for layer in insight.layers)
         yield Text()

@@ -30,9 +30,9 @@ def test_one_adapter_and_two(tmp_path):
     first = make_insight(tmp_path / "first")
     second = make_insight(tmp_path / "second", seed=1)
     drawing = draw_adapters(first, names=("$x^2$",))
-    width, height = size_of(png_bytes(drawing, title="$x^2$", subtitle="one"))
+    width, height = size_of(png_bytes(drawing, title="$x^2$", subtitles=["one"]))
     drawing = draw_adapters(first, second, compare_adapters(first, second), names=("x", "y"))
-    both = size_of(png_bytes(drawing, title="x beside y", subtitle="two"))
+    both = size_of(png_bytes(drawing, title="x beside y", subtitles=["one", "two"]))
     assert both[0] == width
     assert both[1] > height
 
@@ -40,7 +40,7 @@ def test_one_adapter_and_two(tmp_path):
 @pytest.mark.usefixtures("matplotlib")
 def test_nothing_to_draw_is_a_picture_all_the_same(tmp_path):
     drawing = draw_adapters(make_insight(tmp_path / "z", zero=True), names=("z",))
-    size_of(png_bytes(drawing, title="z", subtitle=""))
+    size_of(png_bytes(drawing, title="z", subtitles=[]))
 
 
 @pytest.mark.usefixtures("matplotlib")
@@ -49,7 +49,7 @@ def test_drawing_leaves_the_settings_of_others(tmp_path):
 
     before = mpl.rcParams.copy()
     drawing = draw_adapters(make_insight(tmp_path / "a"), names=("a",))
-    png_bytes(drawing, title="a", subtitle="")
+    png_bytes(drawing, title="a", subtitles=[])
     assert mpl.rcParams.copy() == before
 
 

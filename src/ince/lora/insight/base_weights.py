@@ -28,14 +28,16 @@ class BaseWeights:
 
     Args:
         folder: with ``model.safetensors`` or its shards.
+        name: how people call the model; its folder when None.
 
     Raises:
         ModelReferenceError: no safetensors weights there.
         CorruptFileError: they are damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, name: str | None = None) -> None:
         self.folder = Path(folder)
+        self.name = str(folder) if name is None else name
         self._checkpoint = Checkpoint(self.folder)
         self._by_end: dict[str, list[str]] = defaultdict(list)
         for name in self._checkpoint.entries:

@@ -142,7 +142,7 @@ class AdapterInsight:
         num_parameters: of all that was trained, in the file.
         file_bytes: of the weights' file.
         dtypes: of its tensors, the most frequent first.
-        base_folder: that was compared with, or None.
+        compared_with: the base's name and folder, or None.
         uncompared: layers that could not be compared, by the reason.
         unknown: names in the file that mean nothing here.
         notes: what a reader of the numbers must know.
@@ -156,7 +156,7 @@ class AdapterInsight:
     num_parameters: int
     file_bytes: int
     dtypes: tuple[str, ...]
-    base_folder: Path | None
+    compared_with: tuple[str, Path] | None
     uncompared: dict[str, list[str]]
     unknown: tuple[str, ...]
     notes: tuple[str, ...]
@@ -190,7 +190,9 @@ class AdapterInsight:
             "num_parameters": self.num_parameters,
             "file_bytes": self.file_bytes,
             "dtypes": self.dtypes,
-            "base_folder": None if self.base_folder is None else str(self.base_folder),
+            "compared_with": None
+            if self.compared_with is None
+            else {"name": self.compared_with[0], "folder": str(self.compared_with[1])},
             "layers": [each.to_dict() for each in self.layers],
             "trained": [each.to_dict() for each in self.trained],
             "unread": self.unread,
@@ -247,7 +249,7 @@ def inspect_adapter(
         num_parameters=num_parameters,
         file_bytes=weights_file.stat().st_size,
         dtypes=_dtypes(tensors.values()),
-        base_folder=None if base is None else base.folder,
+        compared_with=None if base is None else (base.name, base.folder),
         uncompared=uncompared,
         unknown=tuple(found.unknown),
         notes=(*settings.notes, *updates.notes, *_notes(settings, found)),
