@@ -64,7 +64,7 @@ def test_an_unknown_key_is_sent_to_its_place(tmp_path, section, key, suggestion)
         ("lora.dropout=1", "got 1, expected less than 1.0"),
         ("lora.dropout=-0.1", "got -0.1, expected at least 0.0"),
         ("lora.target_modules=[]", "expected"),
-        ("lora.init=pissa", "expected 'default' or 'gaussian'"),
+        ("lora.init=pisa", "expected 'default', 'gaussian', 'orthogonal', 'pissa' or 'olora'"),
         ("lora.rank_pattern={q_proj: 0}", "got q_proj: 0, expected at least 1"),
         ("train.lr=0", "got 0, expected more than 0.0"),
         ("train.lr=.nan", "expected a finite number"),

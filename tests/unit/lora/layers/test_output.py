@@ -94,6 +94,9 @@ def test_sixteen_bits_come_near_the_definition(some, definition, dtype, data):
     assert y.dtype == dtype
     expected = definition(layer, case.x)
     size = max(1.0, expected.abs().max().item())
+    # Where an update all but cancels the weight, DoRA stretches what rounding left of it.
+    turns = [layer.factors(name).magnitude for name in layer.adapter_names()]
+    size *= max([1.0, *(turn.abs().max().item() for turn in turns if turn is not None)])
     assert (y.double() - expected).abs().max() < 0.15 * size
     y.float().sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in trained(layer).values())
