@@ -6,10 +6,11 @@ is described, whoever wrote it; what cannot be taken at face value becomes a not
 
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TypeGuard, cast
 
 from ince.errors import AdapterError
 from ince.lora.placement.specs import value_of
@@ -20,6 +21,10 @@ METHODS: Mapping[str, str] = {"LORA": "LoRA", "VERA": "VeRA", "ADALORA": "AdaLoR
 
 # Starts that take something out of the base, so that base and update are right only together.
 _CHANGES_BASE = re.compile(r"(pissa(_niter_\d+)?|olora|loftq|corda|lora_ga)")
+
+_GREATEST = sys.float_info.max
+# What torch takes for a seed.
+_SEEDS = range(-(2**63), 2**63)
 
 # Options that make of B A something else than the update of a whole weight.
 _OTHER_MEANING: Mapping[str, str] = {
@@ -96,6 +101,13 @@ class AdapterSettings:
         return alpha / (math.sqrt(r) if self.use_rslora else r)
 
 
+def _is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is a finite number that a float can hold: JSON's integers have no end."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -_GREATEST <= value <= _GREATEST  # false for NaN too
+
+
 class _Reader:
     """Typed access to a config; the first value of another type is an error that names it."""
 
@@ -114,11 +126,7 @@ class _Reader:
     def number(self, key: str, default: float) -> float:
         value = self.values.get(key)
         value = default if value is None else value
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        if not _is_number(value):
             raise self.wrong(key, "a number")
         return value
 
@@ -127,6 +135,13 @@ class _Reader:
         if value != int(value) or value < 1:
             raise self.wrong(key, "a whole number of at least 1")
         return int(value)
+
+    def seed(self, key: str) -> int:
+        value = self.values.get(key)
+        value = 0 if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or value not in _SEEDS:
+            raise self.wrong(key, "a whole number of 64 bits")
+        return value
 
     def text(self, key: str) -> str | None:
         value = self.values.get(key)
@@ -154,7 +169,7 @@ class _Reader:
         if not isinstance(value, dict):
             raise self.wrong(key, "numbers by name")
         for pattern, entry in cast("dict[str, object]", value).items():
-            if isinstance(entry, bool) or not isinstance(entry, int | float) or entry <= 0:
+            if not _is_number(entry) or entry <= 0:
                 raise self.wrong(key, "numbers by name")
             try:
                 re.compile(pattern)
@@ -202,7 +217,7 @@ def read_settings(config: Mapping[str, object], *, where: Path) -> AdapterSettin
         start=start if isinstance(start, str) else str(start is not False).lower(),
         base=reader.text("base_model_name_or_path"),
         revision=reader.text("revision"),
-        projection_seed=int(reader.number("projection_prng_key", 0)) if vera else None,
+        projection_seed=reader.seed("projection_prng_key") if vera else None,
         notes=tuple(_notes(config)),
     )
 

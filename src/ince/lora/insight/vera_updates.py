@@ -40,6 +40,7 @@ def read_vera(
         module: _vera_width(module, parts["lambda_b"].numel(), base_shape)
         for module, parts in found.parts.items()
     }
+    _check_shared(found, where)
     shared = _projections(found, settings, widths)
     if shared is None:
         updates.notes.append(
@@ -86,6 +87,15 @@ def _vera_width(module: str, num_out: int, base_shape: BaseShape | None) -> int 
     if shape is None or len(shape) != 2 or num_out not in shape:
         return None
     return shape[1] if shape[0] == num_out else shape[0]
+
+
+def _check_shared(found: SortedTensors, where: Path) -> None:
+    shapes = {part: tuple(shared.shape) for part, shared in found.shared.items()}
+    if found.shared and (
+        set(shapes) != {"A", "B"} or {len(each) for each in shapes.values()} != {2}
+    ):
+        got = ", ".join(f"{part} {shape}" for part, shape in sorted(shapes.items()))
+        raise shape_mismatch("vera_A and vera_B", where, got, "both, A (r, in) and B (out, r)")
 
 
 def _projections(

@@ -82,3 +82,18 @@ def test_options_that_change_the_meaning_are_told():
     assert any("use_qalora" in note for note in settings.notes)
     assert any("layer_replication" in note for note in settings.notes)
     assert read().notes == ()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lora_alpha": 10**400},
+        {"rank_pattern": {"q_proj": float("inf")}},
+        {"alpha_pattern": {"q_proj": float("nan")}},
+        {"peft_type": "VERA", "projection_prng_key": 2**70},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_numbers_beyond_numbers_are_named(values):
+    with pytest.raises(AdapterError, match=list(values)[-1]):
+        read(**values)
