@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ince.errors import AdapterError, CorruptFileError, InputError
 from ince.files import read_json, replace_file, replace_folder, sha256_bytes, sha256_file
-from ince.formats.reader import read_tensors
+from ince.formats.reader import TensorFile, read_tensor_file
 
 __all__ = [
     "ADAPTER_FILES",
@@ -69,7 +69,7 @@ def write_adapter(
         DiskFullError: nothing half-written is left.
     """
     folder = Path(folder)
-    _check_finite(tensors, where=folder)
+    _check_finite(tensors, tensors.values(), where=folder)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     seen: set[int] = set()
     for name, tensor in plain.items():
@@ -121,9 +121,9 @@ def read_adapter(
             do="restore the folder, or evaluate the adapter anew",
         )
     config = read_json(folder / CONFIG_FILE)
-    tensors = _read_tensors(folder / WEIGHTS_FILE)
-    _check_finite(tensors, where=folder / WEIGHTS_FILE)
-    return config, tensors
+    found = _read_tensors(folder / WEIGHTS_FILE)
+    _check_finite(found.tensors, found.runs, where=folder / WEIGHTS_FILE)
+    return config, found.tensors
 
 
 def read_base_digest(folder: Path) -> str | None:
@@ -181,9 +181,9 @@ def _pickle_error(path: Path) -> AdapterError:
     )
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> TensorFile:
     try:
-        tensors = read_tensors(path)
+        found = read_tensor_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         with path.open("rb") as stream:
             if stream.read(4).startswith(_PICKLE_STARTS):
@@ -195,18 +195,18 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             expected="a whole safetensors file",
             do="copy or download the adapter again",
         ) from error
-    for name, tensor in tensors.items():
+    for name, tensor in found.tensors.items():
         if not tensor.is_floating_point():
             raise AdapterError(
                 "an adapter's weights must be floating-point",
                 where=f"{path}: {name}",
                 got=str(tensor.dtype),
             )
-    return tensors
+    return found
 
 
-def _check_finite(tensors: Mapping[str, Tensor], *, where: Path) -> None:
-    if _sum_is_finite(tensors.values()):
+def _check_finite(tensors: Mapping[str, Tensor], all_of: Iterable[Tensor], *, where: Path) -> None:
+    if _sum_is_finite(all_of):
         return
     bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
