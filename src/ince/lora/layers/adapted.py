@@ -49,6 +49,10 @@ class Adapted(nn.Module):
     def adapter_names(self) -> tuple[str, ...]:
         """The adapters in this module, in the order in which they came."""
 
+    def has_adapter(self, adapter_name: str) -> bool:
+        """Whether one of this name is among `adapter_names`."""
+        return adapter_name in self.adapter_names()
+
     @abstractmethod
     def tensors(self, adapter_name: str) -> dict[str, Tensor]:
         """What an adapter's file holds of this module, by the end of its name; not copied."""
@@ -164,10 +168,9 @@ def outer_modules(model: nn.Module, *, every_name: bool = False) -> Iterator[tup
             continue
         seen.add(id(module))
         yield name, module
-        if not isinstance(module, Adapted):
+        inside: dict[str, nn.Module | None] = module.__dict__["_modules"]
+        if inside and not isinstance(module, Adapted):
             stem = f"{name}." if name else ""
-            waiting += [
-                (stem + key, child)
-                for key, child in reversed(module._modules.items())  # pyright: ignore[reportPrivateUsage]
-                if child is not None
-            ]
+            for key, child in reversed(inside.items()):
+                if child is not None:
+                    waiting.append((stem + key, child))

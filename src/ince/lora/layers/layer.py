@@ -19,6 +19,7 @@ from ince.errors import AdapterError
 from ince.lora.factors import Factors
 from ince.lora.layers.adapted import Adapted, MergedTensor
 from ince.lora.layers.geometry import Geometry
+from ince.lora.layers.given import GivenTensors
 from ince.lora.layers.kinds import geometry_of, why_not
 from ince.lora.layers.merging import merged_bias, merged_tensors, merged_weight, weight_change
 from ince.lora.layers.output import one, summed
@@ -70,8 +71,15 @@ class LoraLayer(Adapted):
 
     # ------------------------------------------------------------------------------ adapters
 
-    def add_adapter(self, adapter_name: str, spec: AdapterSpec) -> None:
-        """Make an adapter's tensors, on the base's device, not yet set; and its dropout.
+    def add_adapter(
+        self, adapter_name: str, spec: AdapterSpec, given: GivenTensors | None = None
+    ) -> None:
+        """Make an adapter's tensors, on the base's device; and its dropout.
+
+        Args:
+            adapter_name: of the adapter.
+            spec: what it is here.
+            given: its tensors by the ends of their names; without them they are not yet set.
 
         Raises:
             AdapterError: this kind of layer cannot carry such an adapter.
@@ -83,8 +91,12 @@ class LoraLayer(Adapted):
         device = _tensors(self.base_layer)[0].device
         shapes = variant.shapes(self.geometry, spec)
         for suffix, shape in shapes.items():
-            empty = torch.empty(shape, device=device, dtype=torch.float32)
-            put_parameter(self, adapter_name, suffix, empty)
+            if given is None:
+                empty = torch.empty(shape, device=device, dtype=torch.float32)
+                put_parameter(self, adapter_name, suffix, empty)
+            else:
+                tensor, wanted = given.own(suffix, device), given.requires_grad
+                put_parameter(self, adapter_name, suffix, tensor, requires_grad=wanted)
         put_dropout(self, adapter_name, spec.dropout)
         self.specs[adapter_name] = spec
         self._suffixes[adapter_name] = tuple(shapes)
@@ -102,6 +114,10 @@ class LoraLayer(Adapted):
     def adapter_names(self) -> tuple[str, ...]:
         """The adapters in this layer."""
         return tuple(self.specs)
+
+    def has_adapter(self, adapter_name: str) -> bool:
+        """Whether there is one of this name here."""
+        return adapter_name in self.specs
 
     def tensors(self, adapter_name: str) -> dict[str, Tensor]:
         """By the end of the name in a file, such as ``lora_A.weight``."""

@@ -23,6 +23,9 @@ __all__ = ["embeddings_to_save", "take_embeddings"]
 
 _Config = TypeVar("_Config", bound=PeftConfig)
 
+# How the names of most tensors end, none of which is an embedding of the base.
+_OF_FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
+
 
 def embeddings_to_save(
     model: nn.Module, config: PeftConfig, wanted: bool | str
@@ -68,6 +71,8 @@ def take_embeddings(
     """
     left = dict(tensors)
     brought: list[str] = []
+    if all(key.endswith(_OF_FACTORS) for key in left):
+        return config, left
     for name, base, _ in _embeddings(model):
         own = getattr(base, "weight", None)
         if not isinstance(own, Tensor) or matches(config.modules_to_save or (), name):

@@ -7,7 +7,7 @@ from torch import nn
 
 from ince.errors import AdapterError, did_you_mean
 from ince.lora.config import PeftConfig
-from ince.lora.layers.adapted import Adapted
+from ince.lora.layers.adapted import adapted_modules
 
 __all__ = ["base_name", "check_joins", "check_not_adapted", "known_names", "with_base_name"]
 
@@ -20,7 +20,7 @@ def check_not_adapted(model: nn.Module) -> None:
     Raises:
         AdapterError: it has.
     """
-    if any(isinstance(module, Adapted) for module in model.modules()):
+    if any(True for _ in adapted_modules(model)):
         raise AdapterError(
             "the model is adapted already",
             got=type(model).__name__,

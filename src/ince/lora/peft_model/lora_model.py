@@ -128,9 +128,11 @@ class LoraModel(nn.Module):
             where=where,
             state=self.adapter_state,
             may_keep=may_keep,
+            requires_grad=is_trainable,
         )
         self.peft_config[adapter_name] = resolved
-        self._give_gradients([adapter_name], is_trainable)
+        if is_trainable:
+            self._trained.add(adapter_name)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Take an adapter out.

@@ -46,7 +46,7 @@ def with_rows_of_base(
         AdapterError: a weight is of another size than the model's, or of another base.
     """
     left = dict(tensors)
-    if not isinstance(config, LoraFamilyConfig):
+    if not isinstance(config, LoraFamilyConfig) or not any(key.endswith(_WEIGHTS) for key in left):
         return config, left
     weights = {
         name: (weight, given)

@@ -4,7 +4,7 @@ To a model's walks a layer is a layer: both are `LayerPlace` with another start,
 along the matrices that its layers share.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -12,8 +12,7 @@ from torch import nn
 
 from ince.lora.config import AdaLoraConfig, PeftConfig, VeraConfig
 from ince.lora.layers.adapted import Adapted
-from ince.lora.layers.geometry import Geometry
-from ince.lora.layers.kinds import geometry_of
+from ince.lora.layers.given import GivenTensors
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.projections import Projections
 from ince.lora.layers.wrapper import part_of
@@ -65,10 +64,13 @@ class VeraPlace(LayerPlace):
         """The vectors, and the shared matrices under a name that is no layer's."""
         return super().shapes() | self.projections.shapes()
 
-    def add(self, adapted: Adapted, adapter_name: str) -> None:
+    def add(
+        self, adapted: Adapted, adapter_name: str, given: GivenTensors | None = None
+    ) -> Collection[str]:
         """The vectors; what is shared lies where every layer finds it."""
-        super().add(adapted, adapter_name)
+        taken = super().add(adapted, adapter_name, given)
         adapted.state.shared[adapter_name] = self.projections
+        return taken
 
     def start(self, adapted: Adapted, adapter_name: str, config: PeftConfig) -> None:
         """As `d_initial` and `init_weights` say."""
@@ -82,11 +84,7 @@ class VeraPlace(LayerPlace):
 
 
 def _projections(config: VeraConfig, targets: Sequence[Target]) -> Projections:
-    sizes = [
-        (geometry.in_features, geometry.out_features)
-        for target in targets
-        for geometry in (_geometry(target.layer),)
-    ]
+    sizes = [(each.geometry.in_features, each.geometry.out_features) for each in targets]
     return Projections(
         config.r,
         max(inputs for inputs, _ in sizes),
@@ -94,9 +92,3 @@ def _projections(config: VeraConfig, targets: Sequence[Target]) -> Projections:
         seed=config.projection_prng_key,
         is_saved=config.save_projection,
     )
-
-
-def _geometry(layer: nn.Module) -> Geometry:
-    geometry = layer.geometry if isinstance(layer, LoraLayer) else geometry_of(layer)
-    assert geometry is not None  # of a target
-    return geometry

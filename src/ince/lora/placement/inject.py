@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from ince.errors import AdapterError
 from ince.lora.config import LoraConfig, PeftConfig
 from ince.lora.layers.adapted import Adapted, adapted_modules, outer_modules
+from ince.lora.layers.given import GivenTensors
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.state import AdapterState
 from ince.lora.layers.wrapper import Wrapper
 from ince.lora.placement.base_rows import with_rows_of_base
-from ince.lora.placement.find import find_places, find_places_of
+from ince.lora.placement.find import Found, find_places, find_places_of
 from ince.lora.placement.places import LayerPlace, Place
 from ince.lora.placement.replication import replicate, restore_layers
 from ince.lora.placement.start import found_again, is_found_again, put_base
@@ -70,8 +71,9 @@ def inject(
         AdapterError: there is an adapter of this name already, or the name cannot be used.
     """
     with _deeper(model, config):
-        places, resolved = find_places(model, config)
-        _inject(model, adapter_name, places, state)
+        found = find_places_of(model, config, fresh=True)
+        places, resolved = found.places, found.config
+        _inject(model, adapter_name, found, state)
         modules = dict(adapted_modules(model))
         try:
             for place in places:
@@ -91,6 +93,7 @@ def inject_tensors(
     where: object = None,
     state: AdapterState | None = None,
     may_keep: bool = False,
+    requires_grad: bool = True,
 ) -> PeftConfig:
     """Add an adapter that exists: `inject`, with its weights from `tensors`.
 
@@ -102,6 +105,7 @@ def inject_tensors(
         where: the file, for messages.
         state: as in `inject`.
         may_keep: whether `tensors` may become the weights, instead of being copied.
+        requires_grad: whether the weights take gradients.
 
     Raises:
         ConfigError, AdapterError: as `inject`; or tensors are missing, left over or of
@@ -114,9 +118,12 @@ def inject_tensors(
         check_tensors(_shapes(found.places), tensors, where)
         starts = _found_again(found.places, config, where)
         # Every weight is about to be replaced: no random numbers are needed.
-        _inject(model, adapter_name, found.places, state)
-    _put_bases(model, adapter_name, starts)
-    _fill(model, adapter_name, tensors, may_keep=may_keep)
+        given = GivenTensors(tensors, may_keep, requires_grad)
+        taken = _inject(model, adapter_name, found, state, given)
+    if starts:
+        _put_bases(model, adapter_name, starts)
+    if len(taken) < len(tensors):
+        _fill(model, adapter_name, {n: t for n, t in tensors.items() if n not in taken}, given)
     return found.config
 
 
@@ -258,11 +265,14 @@ def _deeper(model: nn.Module, config: PeftConfig) -> Iterator[None]:
 def _inject(
     model: nn.Module,
     adapter_name: str,
-    places: Sequence[Place],
+    found: Found,
     state: AdapterState | None = None,
-) -> None:
+    given: GivenTensors | None = None,
+) -> set[str]:
+    """Make room, and take what is given; the names of the tensors that are in their place."""
     check_adapter_name(adapter_name)
-    if any(adapter_name in adapted.adapter_names() for _, adapted in adapted_modules(model)):
+    there = [module for module in found.modules.values() if isinstance(module, Adapted)]
+    if any(adapted.has_adapter(adapter_name) for adapted in there):
         raise AdapterError(
             f"the model has an adapter {adapter_name!r} already",
             do="give this one another name, or delete that one",
@@ -272,19 +282,24 @@ def _inject(
     if not state.active:
         model.requires_grad_(False)
         state.active = (adapter_name,)
-    addresses = _addresses(model)
+    addresses: dict[int, list[str]] | None = None
+    wrapped: dict[str, Adapted] = {}
+    taken: set[str] = set()
     try:
-        for place in places:
+        for place in found.places:
             # Another place of this adapter may have wrapped it by now.
-            module = model.get_submodule(place.name)
+            module = wrapped.get(place.name, place.module)
             adapted = place.wrap(module, state)
             if adapted is not module:
+                addresses = _addresses(model) if addresses is None else addresses
                 for address in addresses[id(place.module)]:
                     model.set_submodule(address, adapted, strict=True)
-            place.add(adapted, adapter_name)
+                wrapped[place.name] = adapted
+            taken.update(place.add(adapted, adapter_name, given))
     except BaseException:
         delete_adapter(model, adapter_name)
         raise
+    return taken
 
 
 def _live_tensors(model: nn.Module, adapter_name: str) -> dict[str, Tensor]:
@@ -309,16 +324,20 @@ def _shapes(places: Sequence[Place]) -> dict[str, tuple[int, ...]]:
 
 @torch.no_grad()
 def _fill(
-    model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor], *, may_keep: bool
+    model: nn.Module, adapter_name: str, left: Mapping[str, Tensor], given: GivenTensors
 ) -> None:
-    """Set a new adapter's weights: to these very tensors, where they may be kept as they are."""
+    """Set those of a new adapter's weights that its places did not take themselves."""
     for name, live in _live_tensors(model, adapter_name).items():
-        given = tensors[name]
-        is_alike = given.dtype == live.dtype and given.device == live.device
-        if may_keep and is_alike and isinstance(live, nn.Parameter) and given.is_contiguous():
-            live.data = given.detach()
-        else:
-            live.copy_(given)
+        if name not in left:
+            continue
+        tensor = left[name]
+        is_alike = tensor.dtype == live.dtype and tensor.device == live.device
+        if isinstance(live, nn.Parameter):  # stored buffers of whole modules take no gradients
+            live.requires_grad_(given.requires_grad)
+            if given.may_keep and is_alike and tensor.is_contiguous():
+                live.data = tensor.detach()
+                continue
+        live.copy_(tensor)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ince.lora.config import PeftConfig
 from ince.lora.layers.adapted import PREFIX, Adapted, base_of, outer_modules, own_parameters
 from ince.lora.layers.biases import OwnBias
+from ince.lora.layers.given import GivenTensors
 from ince.lora.layers.state import AdapterState
 from ince.lora.layers.wrapper import part_of
 
@@ -41,9 +42,15 @@ class BiasPlace:
         """An `OwnBias`."""
         return OwnBias.around(module, state)
 
-    def add(self, adapted: Adapted, adapter_name: str) -> None:
+    def add(
+        self,
+        adapted: Adapted,
+        adapter_name: str,
+        given: GivenTensors | None = None,  # noqa: ARG002
+    ) -> Collection[str]:
         """The bias, as the base has it."""
         part_of(adapted, OwnBias).add_adapter(adapter_name)
+        return ()
 
     def start(self, adapted: Adapted, adapter_name: str, config: PeftConfig) -> None:
         """It starts as the base's."""

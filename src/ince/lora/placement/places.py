@@ -4,7 +4,9 @@ Finding the places changes nothing. So everything can be checked against them, a
 tensors of a file, before the first module is wrapped.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from torch import nn
@@ -12,7 +14,7 @@ from torch import nn
 from ince.lora.config import LoraConfig, PeftConfig
 from ince.lora.layers.adapted import PREFIX, Adapted
 from ince.lora.layers.geometry import Geometry
-from ince.lora.layers.kinds import geometry_of
+from ince.lora.layers.given import GivenTensors
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.state import AdapterState
 from ince.lora.layers.wrapper import innermost, part_of, put_innermost
@@ -44,8 +46,19 @@ class Place(Protocol):
         """`module`, which is what is there by now, adapted for this; itself when it is already."""
         ...
 
-    def add(self, adapted: Adapted, adapter_name: str) -> None:
-        """Make room for the adapter in it; its tensors are not yet set."""
+    def add(
+        self, adapted: Adapted, adapter_name: str, given: GivenTensors | None = None
+    ) -> Collection[str]:
+        """Make room for the adapter in it.
+
+        Args:
+            adapted: what `wrap` gave.
+            adapter_name: of the adapter.
+            given: the tensors of an adapter that exists, by full name.
+
+        Returns:
+            The names of those that were taken. Others are not yet set, and take gradients.
+        """
         ...
 
     def start(self, adapted: Adapted, adapter_name: str, config: PeftConfig) -> None:
@@ -69,16 +82,18 @@ class LayerPlace:
     @property
     def geometry(self) -> Geometry:
         """How the layer multiplies."""
-        layer = self.target.layer
-        geometry = layer.geometry if isinstance(layer, LoraLayer) else geometry_of(layer)
-        assert geometry is not None  # of a target
-        return geometry
+        return self.target.geometry
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """A, B, and what the variant has besides."""
-        spec = self.target.spec
-        shapes = VARIANTS[spec.variant].shapes(self.geometry, spec)
-        return {f"{PREFIX}{self.name}.{suffix}": shape for suffix, shape in shapes.items()}
+        return self._own_shapes
+
+    @cached_property
+    def _own_shapes(self) -> dict[str, tuple[int, ...]]:
+        target = self.target
+        shapes = VARIANTS[target.spec.variant].shapes(target.geometry, target.spec)
+        stem = f"{PREFIX}{target.name}."
+        return {stem + suffix: shape for suffix, shape in shapes.items()}
 
     def wrap(self, module: nn.Module, state: AdapterState) -> Adapted:
         """A `LoraLayer`, innermost."""
@@ -88,9 +103,16 @@ class LayerPlace:
             return module
         return put_innermost(module, LoraLayer(layer, state))
 
-    def add(self, adapted: Adapted, adapter_name: str) -> None:
+    def add(
+        self, adapted: Adapted, adapter_name: str, given: GivenTensors | None = None
+    ) -> Collection[str]:
         """A and B."""
-        part_of(adapted, LoraLayer).add_adapter(adapter_name, self.target.spec)
+        layer = adapted if isinstance(adapted, LoraLayer) else part_of(adapted, LoraLayer)
+        if given is None:
+            layer.add_adapter(adapter_name, self.target.spec)
+            return ()
+        layer.add_adapter(adapter_name, self.target.spec, given.under(f"{PREFIX}{self.name}."))
+        return self._own_shapes
 
     def start(self, adapted: Adapted, adapter_name: str, config: PeftConfig) -> None:
         """As `init_lora_weights` says."""

@@ -14,6 +14,7 @@ from torch import nn
 from ince.errors import AdapterError, ConfigError, Problem, did_you_mean
 from ince.lora.config import PeftConfig
 from ince.lora.layers.adapted import PREFIX, Adapted, base_of, outer_modules
+from ince.lora.layers.given import GivenTensors
 from ince.lora.layers.plain import plain_tensors
 from ince.lora.layers.saved_module import SavedModule
 from ince.lora.layers.state import AdapterState
@@ -53,11 +54,17 @@ class SavedPlace:
         """A `SavedModule`, outermost."""
         return SavedModule.around(module, state)
 
-    def add(self, adapted: Adapted, adapter_name: str) -> None:
+    def add(
+        self,
+        adapted: Adapted,
+        adapter_name: str,
+        given: GivenTensors | None = None,  # noqa: ARG002
+    ) -> Collection[str]:
         """The copy."""
         self._made = part_of(adapted, SavedModule)
         tied_to = None if self.tied_to is None else self.tied_to._made
         self._made.add_adapter(adapter_name, tied_to)
+        return ()
 
     def start(self, adapted: Adapted, adapter_name: str, config: PeftConfig) -> None:
         """It starts as the base."""

@@ -29,6 +29,8 @@ def specs_of(config: PeftConfig, names: Sequence[str]) -> dict[str, AdapterSpec]
     if isinstance(config, AdaLoraConfig):
         return _adalora(config, names)
     assert isinstance(config, LoraConfig)  # there are three methods
+    if not config.rank_pattern and not config.alpha_pattern:
+        return dict.fromkeys(names, _lora(config, ""))
     return {name: _lora(config, name) for name in names}
 
 

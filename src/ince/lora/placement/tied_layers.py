@@ -15,6 +15,7 @@ from torch import nn
 from ince.errors import ConfigError, Problem
 from ince.lora.config import ALL_LINEAR, LoraConfig, PeftConfig
 from ince.lora.layers.adapted import PREFIX, Adapted, base_of, outer_modules
+from ince.lora.layers.given import GivenTensors
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.parameters import tie_parameter
 from ince.lora.layers.wrapper import innermost, part_of
@@ -39,7 +40,12 @@ class TiedLayerPlace(LayerPlace):
     root: nn.Module
     """The model, where the embedding is found when it is adapted."""
 
-    def add(self, adapted: Adapted, adapter_name: str) -> None:
+    def add(
+        self,
+        adapted: Adapted,
+        adapter_name: str,
+        given: GivenTensors | None = None,  # noqa: ARG002
+    ) -> Collection[str]:
         """A and B, as views of the embedding's."""
         layer = part_of(adapted, LoraLayer)
         layer.add_adapter(adapter_name, self.target.spec)
@@ -50,6 +56,7 @@ class TiedLayerPlace(LayerPlace):
             parameter = source.parameter(adapter_name, other)
             assert isinstance(parameter, nn.Parameter)  # an embedding's are its own
             tie_parameter(layer, adapter_name, suffix, parameter)
+        return ()
 
     def start(self, adapted: Adapted, adapter_name: str, config: PeftConfig) -> None:
         """They start as the embedding's."""

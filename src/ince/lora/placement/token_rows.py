@@ -13,6 +13,7 @@ from torch import nn
 from ince.errors import ConfigError, Problem, did_you_mean
 from ince.lora.config import PeftConfig
 from ince.lora.layers.adapted import PREFIX, Adapted, base_of, outer_modules
+from ince.lora.layers.given import GivenTensors
 from ince.lora.layers.state import AdapterState
 from ince.lora.layers.token_rows import TokenRows
 from ince.lora.layers.wrapper import part_of
@@ -49,11 +50,17 @@ class TokenPlace:
         """A `TokenRows`."""
         return TokenRows.around(module, state)
 
-    def add(self, adapted: Adapted, adapter_name: str) -> None:
+    def add(
+        self,
+        adapted: Adapted,
+        adapter_name: str,
+        given: GivenTensors | None = None,  # noqa: ARG002
+    ) -> Collection[str]:
         """The rows, as the base has them."""
         self._made = part_of(adapted, TokenRows)
         tied_to = None if self.tied_to is None else self.tied_to._made
         self._made.add_adapter(adapter_name, self.token_ids, tied_to)
+        return ()
 
     def start(self, adapted: Adapted, adapter_name: str, config: PeftConfig) -> None:
         """They start as the base's."""
@@ -62,9 +69,9 @@ class TokenPlace:
 def with_tokens_of_ties(model: nn.Module, config: _Config, *, fresh: bool) -> _Config:
     """`config` with the tokens of a tied head said of the embedding, which the head follows."""
     tokens = getattr(config, _FIELD, None)
-    embedding = input_embedding_name(model)
     if not isinstance(tokens, Mapping) or not fresh or not keeps_tied(config, fresh=fresh):
         return config
+    embedding = input_embedding_name(model)
     tied = tied_names(model)
     named = {entry: _meant(model, entry) for entry in tokens}
     group = tied.get(embedding or "", ())

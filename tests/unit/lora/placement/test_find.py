@@ -118,7 +118,7 @@ def test_a_failure_on_the_way_takes_everything_back(moe, monkeypatch):
     model, plain = moe(), logits(moe())
     places = []
 
-    def failing(self, adapted, adapter_name):
+    def failing(self, *_):
         places.append(self.name)
         raise MemoryError
 
