@@ -9,6 +9,7 @@ from ince.errors import AdapterError, ConfigError, Problem
 from ince.lora.config import LoraConfig, PeftConfig
 from ince.lora.layers.adapted import Adapted, base_of, outer_modules
 from ince.lora.placement.family_places import layer_places
+from ince.lora.placement.fused_experts import with_fused_experts
 from ince.lora.placement.own_biases import BiasPlace, find_biases, with_own_names
 from ince.lora.placement.parameters import (
     check_not_fused,
@@ -37,8 +38,6 @@ class Found:
     places: list[Place]
     config: PeftConfig
     """As resolved against the model."""
-    modules: dict[str, nn.Module]
-    """Of the model, as `outer_modules` has them."""
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A file's tensors under the names that they have here, where PEFT's differ."""
@@ -74,15 +73,16 @@ def find_places_of(
     keys: Collection[str] | None = None,
 ) -> Found:
     """`find_places`, with the names of an adapter's tensors where there is a file."""
-    modules = dict(outer_modules(model))
     if fresh:
         config = with_task_heads(config)
     config = with_kept_ties(model, config, fresh=fresh)
     config = with_tokens_of_ties(model, config, fresh=fresh)
+    if fresh and isinstance(config, LoraConfig):
+        config = with_fused_experts(model, config)
     if fresh:
         check_not_fused(model, config)
     if isinstance(config, LoraConfig):
-        config = with_routers(modules, config)
+        config = with_routers(model, config)
     saved = find_saved(model, config, fresh=fresh, keys=keys)
     whole = [place.name for place in saved]
     if not any(place.tied_to for place in saved):
@@ -91,10 +91,9 @@ def find_places_of(
         find_parameters(model, config, fresh=fresh) if isinstance(config, LoraConfig) else ([], [])
     )
     tied = tied_targets(model, config, keys)
-    plain_config = _without_parameters(model, config)
     targets = [
         target
-        for target in find_targets(model, plain_config, strict=fresh, modules=modules)
+        for target in find_targets(model, _without_parameters(model, config), strict=fresh)
         if not _is_in(target.name, whole) and target.name not in tied
     ]
     _check_none_tied(model, config, saved)
@@ -108,6 +107,7 @@ def find_places_of(
     _check_one_kind(model, targets, [*(each.name for each in parameters), *_names(weights)])
     resolved = _resolved(model, config, targets)
     factored = {*_names(targets), *tied, *_names(weights), *(place.name for place in parameters)}
+    modules = dict(outer_modules(model))
     layers = layer_places(config, [*targets, *weights], modules)
     plain = [place for place in layers if isinstance(place, LayerPlace)]
     places: list[Place] = [
@@ -119,7 +119,7 @@ def find_places_of(
         *saved,
     ]
     _check_none_inside(model, places)
-    return Found(places, resolved, modules)
+    return Found(places, resolved)
 
 
 def _names(targets: Sequence[Target]) -> list[str]:
