@@ -38,6 +38,8 @@ class Found:
     places: list[Place]
     config: PeftConfig
     """As resolved against the model."""
+    modules: dict[str, nn.Module]
+    """Of the model, as `outer_modules` has them."""
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A file's tensors under the names that they have here, where PEFT's differ."""
@@ -73,6 +75,7 @@ def find_places_of(
     keys: Collection[str] | None = None,
 ) -> Found:
     """`find_places`, with the names of an adapter's tensors where there is a file."""
+    modules = dict(outer_modules(model))
     if fresh:
         config = with_task_heads(config)
     config = with_kept_ties(model, config, fresh=fresh)
@@ -82,7 +85,7 @@ def find_places_of(
     if fresh:
         check_not_fused(model, config)
     if isinstance(config, LoraConfig):
-        config = with_routers(model, config)
+        config = with_routers(modules, config)
     saved = find_saved(model, config, fresh=fresh, keys=keys)
     whole = [place.name for place in saved]
     if not any(place.tied_to for place in saved):
@@ -91,9 +94,10 @@ def find_places_of(
         find_parameters(model, config, fresh=fresh) if isinstance(config, LoraConfig) else ([], [])
     )
     tied = tied_targets(model, config, keys)
+    plain_config = _without_parameters(model, config)
     targets = [
         target
-        for target in find_targets(model, _without_parameters(model, config), strict=fresh)
+        for target in find_targets(model, plain_config, strict=fresh, modules=modules)
         if not _is_in(target.name, whole) and target.name not in tied
     ]
     _check_none_tied(model, config, saved)
@@ -107,7 +111,6 @@ def find_places_of(
     _check_one_kind(model, targets, [*(each.name for each in parameters), *_names(weights)])
     resolved = _resolved(model, config, targets)
     factored = {*_names(targets), *tied, *_names(weights), *(place.name for place in parameters)}
-    modules = dict(outer_modules(model))
     layers = layer_places(config, [*targets, *weights], modules)
     plain = [place for place in layers if isinstance(place, LayerPlace)]
     places: list[Place] = [
@@ -119,7 +122,7 @@ def find_places_of(
         *saved,
     ]
     _check_none_inside(model, places)
-    return Found(places, resolved)
+    return Found(places, resolved, modules)
 
 
 def _names(targets: Sequence[Target]) -> list[str]:

@@ -5,7 +5,7 @@ named too, and is adapted as that layer is. Routers of a MoE own their weight in
 named among `target_modules` they are adapted by it, as PEFT does.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from torch import nn
 from ince.errors import AdapterError, ConfigError, Problem, did_you_mean
 from ince.lora.config import LoraConfig, PeftConfig
 from ince.lora.layers.adapted import PREFIX, Adapted, base_of, outer_modules, own_parameters
+from ince.lora.layers.given import GivenTensors
 from ince.lora.layers.kinds import geometry_of
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.parameter_layer import ParameterLayer, parameter_factor_shapes
@@ -83,12 +84,18 @@ class ParametersPlace:
         assert isinstance(wrapped, ParameterLayer)  # there is one at least
         return put_innermost(module, wrapped)
 
-    def add(self, adapted: Adapted, adapter_name: str) -> None:
+    def add(
+        self,
+        adapted: Adapted,
+        adapter_name: str,
+        given: GivenTensors | None = None,  # noqa: ARG002
+    ) -> Collection[str]:
         """A and B."""
         for layer in part_of(adapted, ParameterLayer).nest():
             spec = self.specs.get(layer.parameter_name)
             if spec is not None:
                 layer.add_adapter(adapter_name, spec)
+        return ()
 
     @torch.no_grad()
     def start(self, adapted: Adapted, adapter_name: str, config: PeftConfig) -> None:
@@ -110,14 +117,15 @@ class ParametersPlace:
             b.copy_(start.b_OR)
 
 
-def with_routers(model: nn.Module, config: _Config) -> _Config:
+def with_routers(modules: Mapping[str, nn.Module], config: _Config) -> _Config:
     """`config` with routers that are among `target_modules` among `target_parameters`."""
     names = config.target_modules
     if not isinstance(names, tuple):
         return config
-    modules = list(outer_modules(model))
-    known = {name for name, module in modules if name and _is_router(module)}
-    others = [name for name, _ in modules if known and name not in known]
+    ends = tuple([f".{entry}" for entry in names])
+    meant = [name for name in modules if name in names or name.endswith(ends)]
+    known = {name for name in meant if name and _is_router(modules[name])}
+    others = [name for name in meant if known and name not in known]
     routers = [
         entry
         for entry in names

@@ -5,8 +5,9 @@ a name that means nothing is a mistake here, not a silence, and the nearest name
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 from torch import nn
@@ -14,6 +15,7 @@ from torch import nn
 from ince.errors import ConfigError, Problem, did_you_mean
 from ince.lora.config import ALL_LINEAR, LoraConfig, PeftConfig
 from ince.lora.layers.adapted import outer_modules
+from ince.lora.layers.geometry import Geometry
 from ince.lora.layers.kinds import geometry_of, is_linear, is_transposed, why_not
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.spec import AdapterSpec
@@ -50,8 +52,22 @@ class Target:
     layer: nn.Module
     spec: AdapterSpec
 
+    @cached_property
+    def geometry(self) -> Geometry:
+        """How the layer multiplies."""
+        layer = self.layer
+        geometry = layer.geometry if isinstance(layer, LoraLayer) else geometry_of(layer)
+        assert geometry is not None  # it is adaptable
+        return geometry
 
-def find_targets(model: nn.Module, config: PeftConfig, *, strict: bool = True) -> list[Target]:
+
+def find_targets(
+    model: nn.Module,
+    config: PeftConfig,
+    *,
+    strict: bool = True,
+    modules: Mapping[str, nn.Module] | None = None,
+) -> list[Target]:
     """The layers of `model` that `config` means, in the model's order. Changes nothing.
 
     Args:
@@ -59,16 +75,16 @@ def find_targets(model: nn.Module, config: PeftConfig, *, strict: bool = True) -
         config: what is meant.
         strict: refuse names and patterns that mean nothing. Off when a written adapter is
             read, where its tensors say what it touches.
+        modules: of the model by dotted name, as `outer_modules` has them, if at hand.
 
     Raises:
         ConfigError: no layer is meant, a name means nothing, or a layer cannot be adapted, or
             not like this. None need be meant where the config has `target_parameters`.
     """
-    modules = _modules(model)
-    adaptable = {name for name, module in modules.items() if _is_adaptable(module)}
-    leaves = _leaf_names(adaptable)
+    layers = _layers_of(modules or dict(outer_modules(model)))
     if strict:
-        problems = [*_unmatched(config, modules, leaves)]
+        leaves = _adaptable_leaves(layers)
+        problems = [*_unmatched(config, layers, leaves)]
         if problems:
             raise ConfigError(
                 "the LoRA config names modules that the model does not have",
@@ -77,25 +93,25 @@ def find_targets(model: nn.Module, config: PeftConfig, *, strict: bool = True) -
                 do=_offer(leaves),
             )
     config = _with_names(model, config)
-    wanted = _wanted(model, modules, config)
-    refused = [name for name in wanted if name not in adaptable]
+    wanted = _wanted(model, layers, config)
+    refused = [name for name in wanted if not _is_adaptable(layers[name])]
     if refused:
         raise ConfigError(
             "these modules cannot be adapted",
             where=type(model).__name__,
-            problems=[_why_not(name, modules[name]) for name in refused[:_MAX_NAMES_SHOWN]],
+            problems=[_why_not(name, layers[name]) for name in refused[:_MAX_NAMES_SHOWN]],
             expected="linear, embedding or convolution layers",
-            do=_offer(leaves),
+            do=_offer(_adaptable_leaves(layers)),
         )
     if not wanted and not _has_parameters(config):
         raise ConfigError(
             "the LoRA config touches no module of the model",
             where=type(model).__name__,
             got=f"target_modules {config.target_modules!r}",
-            do=_offer(leaves),
+            do=_offer(_adaptable_leaves(layers)),
         )
     specs = specs_of(config, wanted)
-    targets = [Target(name, modules[name], specs[name]) for name in wanted]
+    targets = [Target(name, layers[name], specs[name]) for name in wanted]
     problems = [problem for target in targets for problem in _refusals(target, strict=strict)]
     if problems:
         raise ConfigError(
@@ -122,9 +138,10 @@ def resolve(model: nn.Module, config: _Config, targets: Sequence[Target]) -> _Co
     what the layers are: PEFT warns and sets it, layer by layer, so the last one says.
     """
     config = _with_names(model, config)
-    layouts = [is_transposed(_base(t.layer)) for t in targets if is_linear(_base(t.layer))]
-    if layouts:
-        config = config.model_copy(update={"fan_in_fan_out": layouts[-1]})
+    linear = (base for t in reversed(targets) if is_linear(base := _base(t.layer)))
+    last = next(linear, None)
+    if last is not None:
+        config = config.model_copy(update={"fan_in_fan_out": is_transposed(last)})
     if config.target_modules != ALL_LINEAR:
         return config
     return _with_short(model, config, [target.name for target in targets])
@@ -161,8 +178,16 @@ def _has_parameters(config: PeftConfig) -> bool:
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    return _layers_of(dict(outer_modules(model)))
+
+
+def _layers_of(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     # What other adapters have put around a layer, such as a copy of it, is no hindrance.
-    return {name: innermost(module) for name, module in outer_modules(model) if name}
+    return {name: innermost(module) for name, module in modules.items() if name}
+
+
+def _adaptable_leaves(layers: Mapping[str, nn.Module]) -> list[str]:
+    return _leaf_names([name for name, layer in layers.items() if _is_adaptable(layer)])
 
 
 def _is_adaptable(module: nn.Module) -> bool:
@@ -191,9 +216,16 @@ def _offer(leaves: list[str]) -> str | None:
 
 def matches(pattern: str | tuple[str, ...], name: str) -> bool:
     """Whether a regular expression means the whole `name`, or one of the names its end."""
+    return _matcher(pattern)(name)
+
+
+def _matcher(pattern: str | tuple[str, ...]) -> Callable[[str], bool]:
+    """`matches` for many names."""
     if isinstance(pattern, str):
-        return re.fullmatch(pattern, name) is not None
-    return any(name == entry or name.endswith(f".{entry}") for entry in pattern)
+        expression = re.compile(pattern)
+        return lambda name: expression.fullmatch(name) is not None
+    ends = tuple([f".{entry}" for entry in pattern])
+    return lambda name: name in pattern or name.endswith(ends)
 
 
 def _layer_number(name: str, layers_pattern: str | tuple[str, ...] | None) -> int | None:
@@ -225,7 +257,12 @@ def _wanted(model: nn.Module, modules: dict[str, nn.Module], config: PeftConfig)
             name for name, module in modules.items() if _means_linear(module) and module is not head
         ]
     else:
-        found = [name for name in modules if is_named(name, config)]
+        is_meant = _matcher(names)
+        found = [name for name in modules if is_meant(name)]
+        if _layers(config):
+            found = [name for name in found if is_named(name, config)]
+    if _excluded(config) is None and not config.modules_to_save:
+        return found
     return [name for name in found if not is_left_out(name, config)]
 
 
@@ -288,27 +325,28 @@ def _unmatched_patterns(config: PeftConfig, wanted: list[str]) -> Iterator[Probl
 
 
 def _refusals(target: Target, *, strict: bool) -> Iterator[Problem]:
-    layer, spec = target.layer, target.spec
-    geometry = layer.geometry if isinstance(layer, LoraLayer) else geometry_of(layer)
-    assert geometry is not None  # of what is adaptable
+    layer, spec, geometry = target.layer, target.spec, target.geometry
     variant = VARIANTS[spec.variant]
     refusal = geometry.refusal(spec) or variant.refusal(geometry) or _other_method(layer, spec)
     if refusal is not None:
         yield Problem(target.name, refusal)
     # Between its sides a rank is of no use, but of no harm either: gates of one output share
     # the rank of their neighbors.
+    if not strict or spec.variant == "vera":
+        return
     largest = max(geometry.in_features, geometry.out_features)
-    if strict and spec.r > largest and spec.variant != "vera":
+    if spec.r > largest:
         what = f"has a rank of at most {largest}, not {spec.r}"
         yield Problem(target.name, what, "lower r, or its rank in rank_pattern")
 
 
 def _other_method(layer: nn.Module, spec: AdapterSpec) -> str | None:
-    there = layer.specs.values() if isinstance(layer, LoraLayer) else ()
-    for other in there:
-        if other.variant != spec.variant and not {other.variant, spec.variant} <= _ALIKE:
-            return f"has an adapter of another method: {other.variant}, and this is {spec.variant}"
-    return None
+    if not isinstance(layer, LoraLayer) or not layer.specs:
+        return None
+    other = next(iter(layer.specs.values()))  # those that are there go together
+    if other.variant == spec.variant or {other.variant, spec.variant} <= _ALIKE:
+        return None
+    return f"has an adapter of another method: {other.variant}, and this is {spec.variant}"
 
 
 def _why_not(name: str, module: nn.Module) -> Problem:
