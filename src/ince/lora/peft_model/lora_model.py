@@ -119,10 +119,9 @@ class LoraModel(nn.Module):
             ConfigError, AdapterError: it does not fit the model, which is as it was.
         """
         check_joins(peft_config, self.peft_config)
-        config = peft_config.model_copy(update={"inference_mode": not is_trainable})
         resolved = inject_tensors(
             self.model,
-            config,
+            peft_config.model_copy(update={"inference_mode": not is_trainable}),
             tensors,
             adapter_name,
             where=where,
@@ -131,8 +130,7 @@ class LoraModel(nn.Module):
             requires_grad=is_trainable,
         )
         self.peft_config[adapter_name] = resolved
-        if is_trainable:
-            self._trained.add(adapter_name)
+        self._trained.update([adapter_name] if is_trainable else [])
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Take an adapter out.
@@ -274,6 +272,8 @@ class LoraModel(nn.Module):
         Raises:
             AdapterError: no adapter of a name, or a merged weight is not finite.
         """
+        if adapter_names is None:  # what acts now: those merged already, too
+            adapter_names = list(dict.fromkeys([*self.merged_adapters, *self.active_adapters]))
         names = self._names_to_merge(adapter_names)
         with active_for_now(self.adapter_state, names):
             return merged_copy(self.model, dtype or base_dtype(self.model), progressbar)
