@@ -67,6 +67,7 @@ class LoraLayer(Adapted):
         self._kept: dict[tuple[str, str], tuple[object, Tensor]] = {}
         # In a list, so that it is no submodule: what is merged is neither saved nor counted.
         self._merged: list[nn.Module] = []
+        self._merged_from: object = None
         self.train(base_layer.training)
 
     # ------------------------------------------------------------------------------ adapters
@@ -216,7 +217,7 @@ class LoraLayer(Adapted):
         if state.routing is not None:
             return mixed_forward(self, x, state.routing)
         if self._merged:
-            return self._merged[0](x)
+            return self._merged_by_now()(x)
         names = [name for name in state.active if name in self.specs]
         if not names:
             return self.base_layer(x)
@@ -261,11 +262,29 @@ class LoraLayer(Adapted):
         names = [name for name in adapter_names if name in self.specs]
         if names:
             self._merged = [self._rebuilt(dtype, names)]
-            self.merged_adapters = names
+            self.merged_adapters, self._merged_from = names, self._stamp(names)
 
     def unmerge(self) -> None:
         """Drop what `merge` made: the base was there all along."""
-        self._merged, self.merged_adapters = [], []
+        self._merged, self.merged_adapters, self._merged_from = [], [], None
+
+    def _merged_by_now(self) -> nn.Module:
+        """The merged layer; merged again when an adapter in it has other weights by now."""
+        names = self.merged_adapters
+        if not torch.compiler.is_compiling() and self._stamp(names) != self._merged_from:
+            self.merge(names, next(self._merged[0].parameters()).dtype)
+        return self._merged[0]
+
+    def _stamp(self, adapter_names: Sequence[str]) -> object:
+        """Where the adapters' weights lie, and how often they were changed."""
+        try:
+            return [
+                (tensor.data_ptr(), tensor._version)
+                for name in adapter_names
+                for tensor in self.tensors(name).values()
+            ]
+        except RuntimeError:  # tensors of inference mode do not count their changes
+            return None
 
     @property
     def merged(self) -> bool:

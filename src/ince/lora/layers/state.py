@@ -2,10 +2,14 @@
 
 Each adapted module looks here at every forward. So switching, disabling and routing are one
 assignment and not a walk over the layers, and no layer can be left behind in an old state.
+
+Which adapters are on is one for all threads. The routing of a mixed batch is the calling
+thread's own: a server's threads must not meet each other's adapters.
 """
 
+import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ince.lora.layers.projections import Projections
@@ -22,7 +26,27 @@ class AdapterState:
     """Names of the adapters whose updates add up."""
     disabled: bool = False
     """Whether the model is its base."""
-    routing: "Routing | None" = field(default=None, repr=False)
-    """An adapter for each row of the batch, for the length of one call."""
     shared: "dict[str, Projections]" = field(default_factory=dict, repr=False)
     """By adapter, the matrices that all its layers have in common (VeRA)."""
+    _routings: "dict[int, Routing]" = field(default_factory=dict, repr=False)
+    # What layers keep for routed calls is one for all threads: they take turns.
+    turn: Any = field(default_factory=threading.RLock, repr=False)
+    """Held for the length of a routed call."""
+
+    @property
+    def routing(self) -> "Routing | None":
+        """An adapter for each row of the batch, for one call of the thread that asks."""
+        return self._routings.get(threading.get_ident()) if self._routings else None
+
+    @routing.setter
+    def routing(self, routing: "Routing | None") -> None:
+        if routing is None:
+            self._routings.pop(threading.get_ident(), None)
+        else:
+            self._routings[threading.get_ident()] = routing
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"active": self.active, "disabled": self.disabled, "shared": self.shared}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values, _routings={}, turn=threading.RLock())

@@ -266,14 +266,12 @@ class LoraModel(nn.Module):
         Args:
             progressbar: show one, on a terminal.
             safe_merge: without effect: a merge is always checked.
-            adapter_names: which; by default the active ones.
+            adapter_names: which; by default those merged in place and the active ones.
             dtype: of its weights; without it the base's, 16-bit when the base is quantized.
 
         Raises:
             AdapterError: no adapter of a name, or a merged weight is not finite.
         """
-        if adapter_names is None:  # what acts now: those merged already, too
-            adapter_names = list(dict.fromkeys([*self.merged_adapters, *self.active_adapters]))
         names = self._names_to_merge(adapter_names)
         with active_for_now(self.adapter_state, names):
             return merged_copy(self.model, dtype or base_dtype(self.model), progressbar)
@@ -289,7 +287,7 @@ class LoraModel(nn.Module):
 
     def _names_to_merge(self, adapter_names: Sequence[str] | None) -> list[str]:
         if adapter_names is None:
-            return self.active_adapters
+            return list(dict.fromkeys([*self._merged, *self.active_adapters]))
         if isinstance(adapter_names, str):
             raise AdapterError(
                 "adapter_names is not a list", got=adapter_names, do=f"give [{adapter_names!r}]"

@@ -41,16 +41,22 @@ def routed(
     Raises:
         AdapterError: unknown names, not one for each row, or a model that cannot route now.
     """
-    routing = None
-    if adapter_names is not None:
+    before = state.routing
+    if adapter_names is None:
+        if before is None:
+            yield
+            return
+        routing, turn = None, contextlib.nullcontext()
+    else:
         _check_can_route(model, state, merged)
         routing = Routing.of(adapter_names, known=known, num_rows=num_rows)
-    before = state.routing
-    state.routing = routing
-    try:
-        yield
-    finally:
-        state.routing = before
+        turn = state.turn
+    with turn:
+        state.routing = routing
+        try:
+            yield
+        finally:
+            state.routing = before
 
 
 def num_rows_of(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:

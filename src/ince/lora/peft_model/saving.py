@@ -183,11 +183,11 @@ def _plain(
     tensors: dict[str, Tensor],
     initial: Path | None,
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
-    if not isinstance(config, LoraConfig) or config.use_dora or config.lora_bias:
+    if not isinstance(config, LoraConfig):
         raise AdapterError(
-            "only a LoRA adapter of A and B alone has a plain form",
+            "only a LoRA adapter has a plain form",
             where=name,
-            got=f"{config.peft_type}, or one with a magnitude or a bias",
+            got=config.peft_type,
             do="save it without path_initial_model_for_weight_conversion",
         )
     starts = _starts(model, name)

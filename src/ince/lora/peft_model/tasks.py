@@ -113,10 +113,16 @@ def get_peft_model(
         low_cpu_mem_usage: without effect.
 
     Raises:
-        InputError: `mixed` is asked for.
+        InputError: `mixed` is asked for; or these are no model and no config.
         ConfigError: the config does not fit the model.
         AdapterError: the model is adapted already: that would train only the new adapter.
     """
+    if not isinstance(model, nn.Module) or not isinstance(peft_config, PeftConfig):
+        raise InputError(
+            "a model and a config are what is adapted",
+            got=f"{type(model).__name__}, {type(peft_config).__name__}",
+            expected="a torch module, and a LoraConfig, VeraConfig or AdaLoraConfig",
+        )
     if mixed:
         raise InputError("adapters of several methods do not share a model", got="mixed=True")
     if revision is not None:

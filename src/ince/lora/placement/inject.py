@@ -73,14 +73,12 @@ def inject(
     with _deeper(model, config):
         found = find_places_of(model, config, fresh=True)
         places, resolved = found.places, found.config
+        trained = _trained(model)
         _inject(model, adapter_name, found, state)
-        modules = dict(adapted_modules(model))
-        try:
+        with _or_as_it_was(model, adapter_name, trained):
+            modules = dict(adapted_modules(model))
             for place in places:
                 place.start(modules[place.name], adapter_name, resolved)
-        except BaseException:
-            delete_adapter(model, adapter_name)
-            raise
     return resolved
 
 
@@ -119,12 +117,43 @@ def inject_tensors(
         starts = _found_again(found.places, config, where)
         # Every weight is about to be replaced: no random numbers are needed.
         given = GivenTensors(tensors, may_keep, requires_grad)
+        trained = _trained(model)
         taken = _inject(model, adapter_name, found, state, given)
-    if starts:
-        _put_bases(model, adapter_name, starts)
-    if len(taken) < len(tensors):
-        _fill(model, adapter_name, {n: t for n, t in tensors.items() if n not in taken}, given)
+        if starts:
+            with _or_as_it_was(model, adapter_name, trained):
+                _put_bases(model, adapter_name, starts)
+        if len(taken) < len(tensors):
+            left = {n: t for n, t in tensors.items() if n not in taken}
+            _fill(model, adapter_name, left, given)
     return found.config
+
+
+def _trained(model: nn.Module) -> list[Tensor]:
+    """What the first adapter freezes; beside others nothing is frozen any more."""
+    if any(True for _ in adapted_modules(model)):
+        return []
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@contextlib.contextmanager
+def _or_as_it_was(model: nn.Module, adapter_name: str, trained: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, an adapter gets its values; when that fails, it is as if it never came.
+
+    Args:
+        model: with the adapter in it.
+        adapter_name: of the adapter.
+        trained: what took gradients before it came.
+    """
+    bases = [(layer, layer.base_layer) for _, layer in lora_layers(model)]
+    try:
+        yield
+    except BaseException:
+        for layer, base in bases:  # LoftQ may have put others in their places
+            layer.base_layer = base
+        delete_adapter(model, adapter_name)
+        for tensor in trained:
+            tensor.requires_grad_()
+        raise
 
 
 def _found_again(places: Sequence[Place], config: PeftConfig, where: object) -> dict[str, Start]:

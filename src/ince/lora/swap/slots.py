@@ -169,6 +169,12 @@ class AdapterSlots:
                 expected=", ".join(self._rooms),
                 do=did_you_mean(slot, self._rooms),
             )
+        if slot not in self._model.peft_config:
+            raise AdapterError(
+                "the slot was deleted from the model",
+                got=slot,
+                do="make new slots; to empty one, call clear()",
+            )
 
 
 def tenant_of(

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from ince.errors import AdapterError, InputError, OutputError
-from ince.lora import LoraLayer, PeftModel, get_peft_model
+from ince.lora import LoraLayer, PeftModel, VeraConfig, get_peft_model
 
 FILES = ["adapter_config.json", "adapter_model.safetensors"]
 
@@ -170,7 +170,7 @@ def test_the_start_is_read_where_the_model_does_not_know_it(llama, lora, tmp_pat
 
 
 def test_what_has_no_plain_form(llama, lora, tmp_path):
-    model = get_peft_model(llama(), lora(use_dora=True))
+    model = get_peft_model(llama(), VeraConfig(r=4, target_modules=["q_proj"]))
     model.save_pretrained(tmp_path / "start")
     with pytest.raises(AdapterError, match="plain form"):
         model.save_pretrained(
