@@ -94,10 +94,18 @@ def find_places_of(
         find_parameters(model, config, fresh=fresh) if isinstance(config, LoraConfig) else ([], [])
     )
     tied = tied_targets(model, config, keys)
-    plain_config = _without_parameters(model, config)
     targets = [
         target
-        for target in find_targets(model, plain_config, strict=fresh, modules=modules)
+        for target in find_targets(
+            model,
+            config,
+            strict=fresh,
+            modules=modules,
+            # Patterns that mean target parameters may mean no module besides.
+            is_known=lambda pattern: (
+                isinstance(config, LoraConfig) and names_a_parameter(model, pattern, config)
+            ),
+        )
         if not _is_in(target.name, whole) and target.name not in tied
     ]
     _check_none_tied(model, config, saved)
@@ -131,21 +139,6 @@ def _names(targets: Sequence[Target]) -> list[str]:
 
 def _is_in(name: str, whole: Sequence[str]) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in whole)
-
-
-def _without_parameters(model: nn.Module, config: PeftConfig) -> PeftConfig:
-    """`config` without the patterns that mean target parameters, which no module matches."""
-    if not isinstance(config, LoraConfig) or not config.target_parameters:
-        return config
-    changes: dict[str, object] = {}
-    for field in ("rank_pattern", "alpha_pattern"):
-        table: Mapping[str, object] = getattr(config, field)
-        changes[field] = {
-            pattern: value
-            for pattern, value in table.items()
-            if not names_a_parameter(model, pattern, config)
-        }
-    return config.model_copy(update=changes)
 
 
 def _resolved(model: nn.Module, config: PeftConfig, targets: Sequence[Target]) -> PeftConfig:

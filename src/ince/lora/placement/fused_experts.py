@@ -18,20 +18,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ince.errors import ConfigError, Problem
-from ince.lora.config import ALL_LINEAR, LoraConfig
-from ince.lora.layers.adapted import base_of, outer_modules, own_parameters
+from ince.lora.config import ALL_LINEAR, LoraConfig, PeftConfig
+from ince.lora.layers.adapted import PREFIX, base_of, outer_modules, own_parameters
 from ince.lora.placement.specs import value_of
 from ince.lora.placement.targets import is_left_out, is_named, matches, with_target_names
 from ince.quant import Linear4bit
 
-__all__ = ["MOE_MODELS", "with_fused_experts"]
+__all__ = ["MOE_MODELS", "with_experts_as_saved", "with_fused_experts"]
 
+_Config = TypeVar("_Config", bound=PeftConfig)
 _Number = TypeVar("_Number", int, float)
 
 _GATE_UP, _DOWN, _ROUTER = "gate_up_proj", "down_proj", "gate"
+# The pattern by which PEFT gives all pairs their rank.
+_PAIR = rf".*\.{_GATE_UP}"
+_PATTERNS = ("rank_pattern", "alpha_pattern")
 _MIXTRAL = MappingProxyType({"w1": _GATE_UP, "w3": _GATE_UP, "w2": _DOWN})
 _QWEN = MappingProxyType({"gate_proj": _GATE_UP, "up_proj": _GATE_UP, "down_proj": _DOWN})
 
@@ -128,14 +132,74 @@ def with_fused_experts(model: nn.Module, config: LoraConfig) -> LoraConfig:
     return named.model_copy(update=changes) if meant or named.target_modules else config
 
 
+def with_experts_as_saved(
+    model: nn.Module, config: _Config, tensors: Mapping[str, Tensor]
+) -> _Config:
+    """`config`, of a file, with the ranks that its fused experts had when it was saved.
+
+    Files of PEFT have patterns in the order of the alphabet, and the first that matches counts.
+    The pattern that PEFT adds for all pairs was the last, and may be the first in the file,
+    which PEFT then cannot read. It is the last again where the tensors say so.
+
+    Args:
+        model: the base, with or without adapters.
+        config: as in the file.
+        tensors: of the file, by PEFT's names.
+    """
+    if not isinstance(config, LoraConfig) or _PAIR not in config.rank_pattern:
+        return config
+    if _model_type(model) not in MOE_MODELS:
+        return config
+    modules = {
+        name: module
+        for name, each in outer_modules(model)
+        if _has_fused_experts(module := base_of(each))
+    }
+    last = {field: _pair_last(getattr(config, field)) for field in _PATTERNS}
+    for name in modules:
+        key, there = f"{name}.{_GATE_UP}", tensors.get(_a_of_pair(name, tensors))
+        experts = own_parameters(modules[name])[_GATE_UP].shape[0]
+        was = value_of(last["rank_pattern"], key, config.r)
+        now = value_of(config.rank_pattern, key, config.r)
+        if there is not None and was != now and there.shape[0] == was * experts:
+            keys = [f"{each}.{_GATE_UP}" for each in modules]
+            return config.model_copy(
+                update={field: _by_name(table, keys) for field, table in last.items()}
+            )
+    return config
+
+
+def _a_of_pair(name: str, tensors: Mapping[str, Tensor]) -> str:
+    """The name of A of the pair in a file: inside that of the other, where both are adapted."""
+    outer, inner = (f"{PREFIX}{name}.{part}lora_A.weight" for part in ("", "base_layer."))
+    return inner if inner in tensors else outer
+
+
+def _pair_last(table: Mapping[str, _Number]) -> dict[str, _Number]:
+    return dict(sorted(table.items(), key=lambda item: item[0] == _PAIR))
+
+
+def _by_name(table: Mapping[str, _Number], keys: Sequence[str]) -> dict[str, _Number]:
+    """`table` in words of which no two mean the same pair: those of `keys` left to the last."""
+    if _PAIR not in table:
+        return {**table}
+    others = {pattern: value for pattern, value in table.items() if pattern != _PAIR}
+    left = [key for key in keys if not any(value_of({each: 1}, key, 0) for each in others)]
+    return {**others, **{re.escape(key): table[_PAIR] for key in left}}
+
+
 def _doubled(
     patterns: Mapping[str, _Number], keys: Sequence[str], value: _Number
 ) -> dict[str, _Number]:
     """`patterns`, and twice `value` for the parameters `keys` that none of them means."""
-    others = [key for key in keys if not any(value_of({each: 1}, key, 0) for each in patterns)]
-    # Files do not keep the order of patterns, so that no two may mean the same parameter.
-    mine = [rf".*\.{_GATE_UP}"] if [*keys] == others else [re.escape(key) for key in others]
-    return {**patterns, **{pattern: 2 * value for pattern in mine if keys}}
+    if not keys or _PAIR in patterns:
+        return {**patterns}
+    table = {**patterns, _PAIR: 2 * value}
+    # Files do not keep the order of patterns: as PEFT has it only where that changes nothing.
+    as_read = dict(sorted(table.items()))
+    if all(value_of(as_read, key, value) == value_of(table, key, value) for key in keys):
+        return table
+    return _by_name(table, keys)
 
 
 def _model_type(model: nn.Module) -> str:

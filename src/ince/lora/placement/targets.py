@@ -67,6 +67,7 @@ def find_targets(
     *,
     strict: bool = True,
     modules: Mapping[str, nn.Module] | None = None,
+    is_known: Callable[[str], bool] | None = None,
 ) -> list[Target]:
     """The layers of `model` that `config` means, in the model's order. Changes nothing.
 
@@ -76,6 +77,8 @@ def find_targets(
         strict: refuse names and patterns that mean nothing. Off when a written adapter is
             read, where its tensors say what it touches.
         modules: of the model by dotted name, as `outer_modules` has them, if at hand.
+        is_known: of a pattern of ranks or alphas that means no layer: whether it means
+            something else, and is no mistake.
 
     Raises:
         ConfigError: no layer is meant, a name means nothing, or a layer cannot be adapted, or
@@ -121,7 +124,7 @@ def find_targets(
             do="leave them out with exclude_modules, or change the options that are named",
         )
     if strict:
-        problems = [*_unmatched_patterns(config, wanted)]
+        problems = [*_unmatched_patterns(config, wanted, is_known)]
         if problems:
             raise ConfigError(
                 "the LoRA config has patterns that match none of its modules",
@@ -313,13 +316,17 @@ def _unmatched(
             yield Problem("layers_to_transform", f"there is no layer {layer}")
 
 
-def _unmatched_patterns(config: PeftConfig, wanted: list[str]) -> Iterator[Problem]:
+def _unmatched_patterns(
+    config: PeftConfig, wanted: list[str], is_known: Callable[[str], bool] | None
+) -> Iterator[Problem]:
     if not isinstance(config, LoraConfig):
         return
     patterns = (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern))
     for key, table in patterns:
         for pattern in table:
-            if not any(value_of({pattern: 1}, name, 0) for name in wanted):
+            if any(value_of({pattern: 1}, name, 0) for name in wanted):
+                continue
+            if is_known is None or not is_known(pattern):
                 near = did_you_mean(pattern.rpartition(".")[2], _leaf_names(wanted))
                 yield Problem(f"{key}.{pattern}", "matches none of the target modules", near)
 
