@@ -46,6 +46,11 @@ def is_transposed(base: nn.Module) -> bool:
 def why_not(base: nn.Module) -> str:
     """Why `geometry_of` knows no geometry, to follow the layer's name in a sentence."""
     kind = type(base).__name__
+    if type(base).__module__.startswith("bitsandbytes."):
+        return (
+            f"is a {kind} of bitsandbytes; load the base with ince.load_model(..., "
+            "quantization=ince.NF4Config()), whose codes are the same"
+        )
     if isinstance(base, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         if not _has_weight_of_its_own(base):
             return f"is a {kind} whose weight is computed anew for each forward"

@@ -275,7 +275,8 @@ def check_adapter_name(adapter_name: str) -> None:
         raise AdapterError(
             "not a usable adapter name",
             got=adapter_name,
-            expected="letters, digits, _ and -, beginning with a letter or digit",
+            expected="ASCII letters, digits, _ and -, beginning with a letter or digit; and not "
+            "the name of something that torch's modules have, such as 'train'",
         )
 
 
