@@ -185,9 +185,12 @@ class LoraLayer(Adapted):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # Modules are moved and cast by this. What is merged moves along.
+        is_of_now = self._stamp(self.merged_adapters) == self._merged_from
         super()._apply(fn, recurse)
         for module in self._merged:
             module._apply(fn, recurse)
+        if self._merged and is_of_now:
+            self._merged_from = self._stamp(self.merged_adapters)
         self._kept.clear()
         return self
 
