@@ -16,7 +16,6 @@ from ince.errors import AdapterError
 from ince.lora.config import PeftConfig
 from ince.lora.config.family import LoraFamilyConfig
 from ince.lora.layers.adapted import PREFIX, base_of, outer_modules, own_parameters
-from ince.lora.placement.fused_experts import with_experts_as_saved
 from ince.lora.placement.tied import input_embedding_name, tied_names
 
 __all__ = ["with_rows_of_base"]
@@ -41,14 +40,12 @@ def with_rows_of_base(
         where: the file, for errors.
 
     Returns:
-        `config` with the rows that differ in `trainable_token_indices`, and with the patterns
-        of fused experts as `with_experts_as_saved` has them; and the tensors.
+        `config` with the rows that differ in `trainable_token_indices`, and the tensors.
 
     Raises:
         AdapterError: a weight is of another size than the model's, or of another base.
     """
     left = dict(tensors)
-    config = with_experts_as_saved(model, config, left)
     if not isinstance(config, LoraFamilyConfig) or not any(key.endswith(_WEIGHTS) for key in left):
         return config, left
     weights = {

@@ -20,6 +20,7 @@ from ince.lora.layers.state import AdapterState
 from ince.lora.layers.wrapper import Wrapper
 from ince.lora.placement.base_rows import with_rows_of_base
 from ince.lora.placement.find import Found, find_places, find_places_of
+from ince.lora.placement.fused_experts import with_experts_as_saved
 from ince.lora.placement.places import LayerPlace, Place
 from ince.lora.placement.replication import replicate, restore_layers
 from ince.lora.placement.start import found_again, is_found_again, put_base
@@ -32,6 +33,7 @@ __all__ = [
     "check_adapter_name",
     "delete_adapter",
     "find_places",
+    "fitted",
     "inject",
     "inject_tensors",
     "load_adapter_tensors",
@@ -110,11 +112,7 @@ def inject_tensors(
             another shape. The model is as it was.
     """
     with _deeper(model, config):
-        config, tensors = with_rows_of_base(model, config, tensors, where)
-        found = find_places_of(model, config, fresh=False, keys=tensors.keys())
-        tensors = found.fitted(tensors)
-        check_tensors(_shapes(found.places), tensors, where)
-        starts = _found_again(found.places, config, where)
+        found, tensors, starts = fitted(model, config, tensors, where)
         # Every weight is about to be replaced: no random numbers are needed.
         given = GivenTensors(tensors, may_keep, requires_grad)
         trained = _trained(model)
@@ -126,6 +124,31 @@ def inject_tensors(
             left = {n: t for n, t in tensors.items() if n not in taken}
             _fill(model, adapter_name, left, given)
     return found.config
+
+
+def fitted(
+    model: nn.Module, config: PeftConfig, tensors: Mapping[str, Tensor], where: object
+) -> tuple[Found, dict[str, Tensor], dict[str, Start]]:
+    """How an adapter's file fits a model, which is left as it is.
+
+    Args:
+        model: the base, with or without other adapters.
+        config: of the file. tensors: of the file.
+        where: the file, for errors.
+
+    Returns:
+        Its places; its tensors by the names that they have here; and, by layer, the starts
+        that it had and that the base still tells.
+
+    Raises:
+        ConfigError, AdapterError: it does not fit.
+    """
+    config = with_experts_as_saved(model, config, tensors)
+    config, tensors = with_rows_of_base(model, config, tensors, where)
+    found = find_places_of(model, config, fresh=False, keys=tensors.keys())
+    tensors = found.fitted(tensors)
+    check_tensors(_shapes(found.places), tensors, where)
+    return found, tensors, _found_again(found.places, config, where)
 
 
 def _trained(model: nn.Module) -> list[Tensor]:

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from ince.errors import AdapterError, ConfigError, Problem, did_you_mean
 from ince.formats.adapter import read_adapter
 from ince.lora.config import LoraConfig
-from ince.lora.placement.inject import find_places
+from ince.lora.placement.inject import fitted
 from ince.lora.placement.places import LayerPlace
-from ince.lora.placement.tensors import check_tensors
 from ince.lora.swap.room import Room, Tenant
 
 if TYPE_CHECKING:
@@ -196,8 +195,8 @@ def tenant_of(
         raise AdapterError("tensors without a config cannot be packed", do="give their LoraConfig")
     else:
         tensors = dict(adapter)
-    places, _ = find_places(model, config, strict=False)
-    others = [place.name for place in places if not isinstance(place, LayerPlace)]
+    found, tensors, starts = fitted(model, config, tensors, where)
+    others = [place.name for place in found.places if not isinstance(place, LayerPlace)]
     if others:
         raise AdapterError(
             "only an adapter of layers can be swapped",
@@ -205,6 +204,12 @@ def tenant_of(
             got=f"whole modules or rows of {', '.join(others[:5])}",
             do="load it with load_adapter",
         )
-    check_tensors({k: v for place in places for k, v in place.shapes().items()}, tensors, where)
-    specs = {place.name: place.target.spec for place in places if isinstance(place, LayerPlace)}
-    return Tenant(tensors, specs), config
+    if starts:
+        raise AdapterError(
+            "an adapter with a start of its own cannot be in a slot",
+            where=where,
+            got=f"init_lora_weights {config.init_lora_weights!r}",
+            do="save it in its plain form, and load that",
+        )
+    places = [place for place in found.places if isinstance(place, LayerPlace)]
+    return Tenant(tensors, {place.name: place.target.spec for place in places}), config

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ince.errors import AdapterError, ConfigError
 from ince.lora import AdaLoraConfig, LoraConfig, VeraConfig, get_peft_model
@@ -94,6 +95,31 @@ def test_what_does_not_fit_is_refused_and_leaves_the_slot(model, tiny_llama, tmp
     with pytest.raises(AdapterError, match="packed for other slots"):
         slots.put(other.pack(folders["one"][0]), "small0")
     assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_file_that_its_start_completes_has_no_slot(model, slots, tiny_llama, tmp_path, start):
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=start)
+    get_peft_model(tiny_llama(), config).save_pretrained(tmp_path)
+    model.set_adapter("slot0")
+    before = logits(model)
+    with pytest.raises(AdapterError, match=r"(?s)start of its own.*plain form"):
+        slots.pack(tmp_path)
+    assert torch.equal(logits(model), before)
+
+
+def test_a_file_with_the_base_s_embeddings_is_packed(model, slots, tiny_llama, tmp_path):
+    torch.manual_seed(5)
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    other = get_peft_model(tiny_llama(), config).eval()
+    other.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    embedding = other.get_base_model().model.embed_tokens.weight
+    key = "base_model.model.model.embed_tokens.base_layer.weight"
+    save_file({**load_file(path), key: embedding.detach().clone()}, path)
+    slots.put(slots.pack(tmp_path), "slot0")
+    model.set_adapter("slot0")
+    torch.testing.assert_close(logits(model), logits(other), rtol=0, atol=1e-5)
 
 
 def test_bad_slots_leave_the_model_as_it_was(model):
