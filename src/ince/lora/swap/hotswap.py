@@ -94,11 +94,13 @@ def _swap(
     adapter_name: str,
 ) -> None:
     _check_known(model, adapter_name)
-    tenant, _ = tenant_of(model.get_base_model(), adapter, config)
+    base = model.get_base_model()
+    tenant, _ = tenant_of(base, adapter, config)
     rooms = _rooms(model)
     room = rooms.get(adapter_name)
-    if room is None:
-        room = rooms[adapter_name] = Room(model.get_base_model(), adapter_name)
+    # Another adapter of that name may have come since.
+    if room is None or not room.is_of(base):
+        room = rooms[adapter_name] = Room(base, adapter_name)
     room.move_in(room.packed(tenant))
 
 

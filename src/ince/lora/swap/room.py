@@ -8,6 +8,7 @@ Python would be a constant of the compiled code: ``s · B A = (s B) A``.
 An adapter of a lower rank fills its rows of A and columns of B; the others are zero.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -91,6 +92,17 @@ class Room:
         for part in self._parts:
             _settle(part, adapter_name, self.block)
 
+    def is_of(self, model: nn.Module) -> bool:
+        """Whether the adapter in `model` still has the layers and the sizes of this room."""
+        name = self.adapter_name
+        here = [layer for _, layer in lora_layers(model) if name in layer.specs]
+        return here == [part.layer for part in self._parts] and all(
+            part.layer.start_of(name) is None
+            and {suffix: tuple(t.shape) for suffix, t in part.layer.tensors(name).items()}
+            == {suffix: shape for suffix, (_, shape) in part.views.items()}
+            for part in self._parts
+        )
+
     @property
     def num_bytes(self) -> int:
         """Of the block."""
@@ -112,7 +124,7 @@ class Room:
                 continue
             a_suffix, b_suffix, *_ = part.layer.geometry.factor_shapes(1)
             for suffix, (offset, shape) in part.views.items():
-                view = block[offset : offset + _numel(shape)].view(shape)
+                view = block[offset : offset + math.prod(shape)].view(shape)
                 tensor = tenant.tensors[f"{PREFIX}{part.name}.{suffix}"].to(device)
                 if suffix == a_suffix:
                     view[: spec.r].copy_(tensor)
@@ -179,7 +191,7 @@ def _fill_magnitude(part: _Part, block: Tensor) -> None:
             0.0,
         )
         offset, shape = part.views[_MAGNITUDE]
-        block[offset : offset + _numel(shape)].copy_(row_norms(geometry, none))
+        block[offset : offset + math.prod(shape)].copy_(row_norms(geometry, none))
 
 
 def _settle(part: _Part, adapter_name: str, block: Tensor) -> None:
@@ -187,7 +199,7 @@ def _settle(part: _Part, adapter_name: str, block: Tensor) -> None:
     layer = part.layer
     trained = {s: t.requires_grad for s, t in layer.tensors(adapter_name).items()}
     for suffix, (offset, shape) in part.views.items():
-        view = block[offset : offset + _numel(shape)].view(shape)
+        view = block[offset : offset + math.prod(shape)].view(shape)
         put_parameter(layer, adapter_name, suffix, view)
         layer.parameter(adapter_name, suffix).requires_grad_(trained[suffix])
     old = layer.specs[adapter_name]
@@ -226,10 +238,3 @@ def check_layers(layers: Sequence[tuple[str, LoraLayer]], adapter_name: str) -> 
 
 def _described(spec: AdapterSpec) -> str:
     return spec.variant + (" with lora_bias" if spec.bias else "")
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
