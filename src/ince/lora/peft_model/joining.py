@@ -5,9 +5,10 @@ from typing import TypeVar
 
 from torch import nn
 
-from ince.errors import AdapterError, did_you_mean
+from ince.errors import AdapterError
 from ince.lora.config import PeftConfig
 from ince.lora.layers.adapted import adapted_modules
+from ince.lora.placement.names import check_known
 
 __all__ = ["base_name", "check_joins", "check_not_adapted", "known_names", "with_base_name"]
 
@@ -74,12 +75,7 @@ def known_names(names: str | Sequence[str], known: Mapping[str, object]) -> list
     """
     listed = [names] if isinstance(names, str) else list(dict.fromkeys(names))
     for name in listed:
-        if name not in known:
-            raise AdapterError(
-                f"the model has no adapter {name!r}",
-                expected=", ".join(known) or "no adapter is left",
-                do=did_you_mean(str(name), known),
-            )
+        check_known(name, known)
     if not listed:
         raise AdapterError(
             "no adapter is named",

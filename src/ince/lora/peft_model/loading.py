@@ -10,7 +10,7 @@ from ince.lora.peft_model.lora_model import LoraModel
 from ince.lora.peft_model.precision import in_base_precision
 from ince.lora.peft_model.renewing import renew
 from ince.lora.peft_model.source import Source
-from ince.lora.placement.inject import check_adapter_name
+from ince.lora.placement.names import check_adapter_name
 
 __all__ = ["LoadResult", "check_not_offloaded", "load_into"]
 

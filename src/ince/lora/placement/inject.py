@@ -5,7 +5,6 @@ fit leaves the model as it was.
 """
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -21,6 +20,7 @@ from ince.lora.layers.wrapper import Wrapper
 from ince.lora.placement.base_rows import with_rows_of_base
 from ince.lora.placement.find import Found, find_places, find_places_of
 from ince.lora.placement.fused_experts import with_experts_as_saved
+from ince.lora.placement.names import check_adapter_name, check_known
 from ince.lora.placement.places import LayerPlace, Place
 from ince.lora.placement.replication import replicate, restore_layers
 from ince.lora.placement.start import found_again, is_found_again, put_base
@@ -30,7 +30,6 @@ from ince.lora.starts.start import Start
 __all__ = [
     "adapter_names",
     "adapter_tensors",
-    "check_adapter_name",
     "delete_adapter",
     "find_places",
     "fitted",
@@ -42,10 +41,6 @@ __all__ = [
     "state_of",
     "unwrap_empty",
 ]
-
-_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
-# Where adapters lie under their names, which must not be those of methods.
-_TABLES = (nn.ModuleDict(), nn.ParameterDict())
 
 
 def inject(
@@ -210,11 +205,8 @@ def load_adapter_tensors(
     Raises:
         AdapterError: no such adapter, or the tensors do not fit; nothing was changed.
     """
+    check_known(adapter_name, adapter_names(model))
     live = adapter_tensors(model, adapter_name)
-    if not live:
-        raise AdapterError(
-            f"the model has no adapter {adapter_name!r}", got=", ".join(adapter_names(model))
-        )
     check_tensors({name: tuple(tensor.shape) for name, tensor in live.items()}, tensors, where)
     _copy_tensors(live, tensors)
 
@@ -281,26 +273,6 @@ def restore_base(model: nn.Module) -> None:
         for address in addresses[id(adapted)]:
             model.set_submodule(address, adapted.get_base_layer())
     restore_layers(model)
-
-
-def check_adapter_name(adapter_name: str) -> None:
-    """Refuse names that cannot be a folder and a module key.
-
-    Raises:
-        AdapterError: empty or longer than 128, with other characters than letters, digits,
-            ``_`` and ``-``, or the name of a method of torch's module dictionaries.
-    """
-    if (
-        not isinstance(adapter_name, str)
-        or _ADAPTER_NAME.fullmatch(adapter_name) is None
-        or any(hasattr(table, adapter_name) for table in _TABLES)
-    ):
-        raise AdapterError(
-            "not a usable adapter name",
-            got=adapter_name,
-            expected="ASCII letters, digits, _ and -, beginning with a letter or digit; and not "
-            "the name of something that torch's modules have, such as 'train'",
-        )
 
 
 @contextlib.contextmanager

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ince.errors import AdapterError, InputError, did_you_mean
+from ince.errors import AdapterError, InputError
 from ince.formats.checkpoint import Checkpoint
 from ince.lora.placement.inject import lora_layers
+from ince.lora.placement.names import check_known
 from ince.lora.placement.start import put_start
 from ince.lora.starts.loftq import repair
 from ince.lora.starts.start import Start
@@ -45,12 +46,7 @@ def replace_lora_weights_loftq(
         InputError: no such folder, or it lacks a layer's weight.
         CorruptFileError: a file is cut off or garbled.
     """
-    if adapter_name not in peft_model.peft_config:
-        raise AdapterError(
-            f"the model has no adapter {adapter_name!r}",
-            expected=", ".join(peft_model.peft_config),
-            do=did_you_mean(adapter_name, peft_model.peft_config),
-        )
+    check_known(adapter_name, peft_model.peft_config)
     base = peft_model.get_base_model()
     layers = {
         name: layer

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ince.errors import AdapterError, ConfigError, Problem, did_you_mean
+from ince.errors import ConfigError, Problem
 from ince.lora.config import LoraConfig
 from ince.lora.placement.inject import lora_layers
+from ince.lora.placement.names import check_known
 from ince.lora.swap.room import Room, check_layers
 from ince.lora.swap.slots import tenant_of
 from ince.lora.swap.widen import widen
@@ -43,7 +44,7 @@ def prepare_model_for_compiled_hotswap(
     """
     names = list(model.peft_config) if adapter_name is None else [adapter_name]
     for name in names:
-        _check_known(model, name)
+        check_known(name, model.peft_config)
     base = model.get_base_model()
     for name in names:
         check_layers([(n, each) for n, each in lora_layers(base) if name in each.specs], name)
@@ -93,7 +94,7 @@ def _swap(
     config: LoraConfig | None,
     adapter_name: str,
 ) -> None:
-    _check_known(model, adapter_name)
+    check_known(adapter_name, model.peft_config)
     base = model.get_base_model()
     tenant, _ = tenant_of(base, adapter, config)
     rooms = _rooms(model)
@@ -111,12 +112,3 @@ def _rooms(model: "PeftModel") -> dict[str, Room]:
         found = {}
         model.__dict__["_rooms"] = found
     return found
-
-
-def _check_known(model: "PeftModel", adapter_name: str) -> None:
-    if adapter_name not in model.peft_config:
-        raise AdapterError(
-            f"the model has no adapter {adapter_name!r}",
-            expected=", ".join(model.peft_config),
-            do=did_you_mean(adapter_name, model.peft_config),
-        )
