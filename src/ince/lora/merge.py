@@ -5,7 +5,7 @@ back to 4: quantizing again rounds a small update away.
 """
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ince.lora.layers.adapted import (
     base_of,
     outer_modules,
     own_parameters,
+    plain_model,
 )
 from ince.lora.layers.plain import plain_copy, plain_tensors
 from ince.lora.placement.replication import is_replicated
@@ -42,7 +43,7 @@ def merged_tensors(model: nn.Module, dtype: torch.dtype) -> Iterator[MergedTenso
     Tied weights come once, under their first name, as in a saved checkpoint. Where adapters
     have made them different, each comes under its own.
     """
-    model = _unwrapped(model)
+    model = plain_model(model)
     repeated = _repeated(model)
     for tensor in plain_tensors("", model, dtype):
         if tensor.name not in repeated:
@@ -101,7 +102,7 @@ def make_config_plain(config: object, model: nn.Module, dtype: torch.dtype) -> N
     if hasattr(config, "quantization_config"):
         delattr(config, "quantization_config")
     setattr(config, "dtype", dtype)  # noqa: B010  transformers' configs are open
-    broken = any(not _is_whole(group) for group in _weights_by_name(_unwrapped(model)))
+    broken = any(not _is_whole(group) for group in _weights_by_name(plain_model(model)))
     # T5's config is tied always; with False in it, it would scale its outputs otherwise.
     # transformers leaves weights apart that a checkpoint has apart.
     if broken and not hasattr(config, "scale_decoder_outputs"):
@@ -142,8 +143,3 @@ def _repeated(model: nn.Module) -> set[str]:
                 repeated.add(full)
             seen.add(id(parameter))
     return repeated
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    get_base_model = getattr(model, "get_base_model", None)
-    return cast(nn.Module, get_base_model()) if callable(get_base_model) else model

@@ -15,14 +15,14 @@ order, which several adapters upset; here it is float32, and each B knows its A.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ince.errors import AdapterError, ConfigError, Problem
 from ince.lora import LoraLayer
-from ince.lora.layers.adapted import Adapted, adapted_modules
+from ince.lora.layers.adapted import Adapted, adapted_modules, plain_model
 from ince.lora.layers.wrapper import Wrapper
 from ince.lora.placement.inject import state_of
 
@@ -165,8 +165,7 @@ def create_lorafa_optimizer(
         AdapterError: no adapter is trained; or one has no A and B, or in an embedding, where A
             starts at zero and would stay there, or over parameters of experts.
     """
-    get_base_model = getattr(model, "get_base_model", None)
-    base = cast(nn.Module, get_base_model()) if callable(get_base_model) else model
+    base = plain_model(model)
     active = state_of(base).active
     _check_arguments(getattr(model, "peft_config", {}), active, r, lora_alpha, use_rslora)
     frozen: dict[nn.Parameter, tuple[Tensor, float]] = {}

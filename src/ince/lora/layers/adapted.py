@@ -7,7 +7,7 @@ of adapted module is a new class and no new branch.
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ __all__ = [
     "base_of",
     "outer_modules",
     "own_parameters",
+    "plain_model",
 ]
 
 PREFIX = "base_model.model."
@@ -137,6 +138,13 @@ def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """A module's own parameters, not those of modules in it, in the order of declaration."""
     table: dict[str, nn.Parameter | None] = vars(module)["_parameters"]
     return {name: parameter for name, parameter in table.items() if parameter is not None}
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """What a `PeftModel` or a `LoraModel` holds; any other model is plain itself."""
+    # Asked by its method, since their classes stand on this one.
+    get_base_model = getattr(model, "get_base_model", None)
+    return cast(nn.Module, get_base_model()) if callable(get_base_model) else model
 
 
 def base_of(module: nn.Module) -> nn.Module:

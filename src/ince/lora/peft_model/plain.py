@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from ince.errors import ConfigError, InputError
 from ince.lora.allocation.files import from_file
 from ince.lora.config import AdaLoraConfig, PeftConfig
 from ince.lora.hub import HubOptions
-from ince.lora.layers.adapted import PREFIX
+from ince.lora.layers.adapted import PREFIX, plain_model
 from ince.lora.peft_model.embeddings import embeddings_to_save
 from ince.lora.peft_model.loading import LoadResult
 from ince.lora.peft_model.saving import file_of, tensors_of_state
@@ -85,7 +85,7 @@ def get_peft_model_state_dict(
     """
     if unwrap_compiled:
         model = getattr(model, "_orig_mod", model)
-    base = _base(model)
+    base = plain_model(model)
     if isinstance(model, PeftModel):
         config = model.peft_config[adapter_name]
         _, tensors = file_of(base, adapter_name, config, state_dict)
@@ -127,7 +127,7 @@ def set_peft_model_state_dict(
     tensors = dict(peft_model_state_dict)
     if not any(name.startswith(PREFIX) for name in tensors):
         tensors = {PREFIX + name: tensor for name, tensor in tensors.items()}
-    base = _base(model)
+    base = plain_model(model)
     config = model.peft_config.get(adapter_name) if isinstance(model, PeftModel) else None
     if isinstance(config, AdaLoraConfig):
         tensors = from_file(base, adapter_name, config, tensors)
@@ -154,11 +154,6 @@ def load_peft_weights(
     """
     source = read_source(model_id, HubOptions.of(kwargs), key_mapping=key_mapping)
     return {name: tensor.to(device or "cpu") for name, tensor in source.tensors.items()}
-
-
-def _base(model: nn.Module) -> nn.Module:
-    get_base_model = getattr(model, "get_base_model", None)
-    return cast(nn.Module, get_base_model()) if callable(get_base_model) else model
 
 
 def _layers_in(state_dict: Mapping[str, Tensor]) -> tuple[str, ...]:

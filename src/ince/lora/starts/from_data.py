@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from ince.errors import AdapterError, ConfigError, did_you_mean
+from ince.errors import AdapterError, ConfigError
 from ince.lora.config import EvaConfig, LoraConfig
-from ince.lora.layers.adapted import PREFIX
+from ince.lora.layers.adapted import PREFIX, plain_model
 from ince.lora.layers.kinds import geometry_of
 from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.linear import LinearGeometry
 from ince.lora.layers.spec import AdapterSpec
 from ince.lora.placement.inject import lora_layers, unwrap_empty
+from ince.lora.placement.names import check_known
 from ince.lora.placement.start import attach_gradient, put_start
 from ince.lora.placement.targets import find_targets
 from ince.lora.starts.eva import Watched, input_directions
@@ -161,8 +162,7 @@ def get_eva_state_dict(
 
     The base reads the data: adapters are off meanwhile, and the model in evaluation mode.
     """
-    get_base_model = getattr(model, "get_base_model", None)
-    base = cast(nn.Module, get_base_model()) if callable(get_base_model) else model
+    base = plain_model(model)
     if peft_config is None:
         if base is model:
             raise ConfigError("a base is not told how it will be adapted", do="give peft_config")
@@ -237,13 +237,8 @@ def preprocess_loraga(
 
 
 def _eva_config(model: "PeftModel", adapter_name: str) -> LoraConfig:
-    config = model.peft_config.get(adapter_name)
-    if config is None:
-        raise AdapterError(
-            f"the model has no adapter {adapter_name!r}",
-            expected=", ".join(model.peft_config),
-            do=did_you_mean(adapter_name, model.peft_config),
-        )
+    check_known(adapter_name, model.peft_config)
+    config = model.peft_config[adapter_name]
     if not isinstance(config, LoraConfig) or config.init_lora_weights != "eva":
         raise AdapterError(
             "the adapter does not start with EVA",
