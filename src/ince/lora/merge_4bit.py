@@ -8,21 +8,24 @@ for every layer what part of the update is in the new weight; merging to 16 bits
     realized  Δ' = Q(W + ΔW) - W,  with W as the packed weight dequantizes
 """
 
+import contextlib
 import copy
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ince.errors import AdapterError, did_you_mean
+from ince.errors import AdapterError
 from ince.lora.base_identity import forget_origin
-from ince.lora.layers.adapted import Adapted, adapted_modules, base_of, outer_modules
+from ince.lora.layers.adapted import Adapted, base_of, outer_modules, plain_model
 from ince.lora.layers.layer import LoraLayer
+from ince.lora.layers.state import active_for_now
+from ince.lora.placement.inject import adapter_names as names_in
 from ince.lora.placement.inject import state_of
+from ince.lora.placement.names import check_known
 from ince.quant import Linear4bit
 
 __all__ = ["FAITHFUL", "LayerSurvival", "LostUpdateWarning", "Survival", "merge_into_4bit"]
@@ -112,27 +115,15 @@ def merge_into_4bit(
     Raises:
         AdapterError: no adapted layer is in 4 bits; or a merged weight is not finite.
     """
-    get_base_model = getattr(model, "get_base_model", None)
-    if callable(get_base_model):
-        model = cast(nn.Module, get_base_model())
-    known = sorted(
-        {each for _, module in adapted_modules(model) for each in module.adapter_names()}
-    )
-    unknown = [name for name in adapter_names or () if name not in known]
-    if unknown:
-        raise AdapterError(
-            f"the model has no adapter {unknown[0]!r}",
-            expected=", ".join(known),
-            do=did_you_mean(unknown[0], known),
-        )
-    state = state_of(model)
-    before = state.active
-    try:
-        if adapter_names is not None:
-            state.active = tuple(adapter_names)
+    model = plain_model(model)
+    acting = contextlib.nullcontext()
+    if adapter_names is not None:
+        known = names_in(model)
+        for name in adapter_names:
+            check_known(name, known)
+        acting = active_for_now(state_of(model), adapter_names)
+    with acting:
         memo, measured = _merged_modules(model)
-    finally:
-        state.active = before
     if not measured:
         raise AdapterError(
             "there is nothing to merge into 4 bits",

@@ -136,6 +136,21 @@ def test_layers_in_floats_are_merged_with_the_adapters_that_were_named():
     assert model.active_adapters == ["default"]
 
 
+def test_what_was_named_is_merged_while_adapters_are_disabled():
+    base = Two()
+    quantize_model(base, NF4Config(compute_dtype="float32"))
+    model = get_peft_model(base, LoraConfig(target_modules=["first"], init_lora_weights=False))
+    with pytest.warns(LostUpdateWarning):
+        wanted, _ = merge_into_4bit(model)
+    with model.disable_adapter():
+        with pytest.warns(LostUpdateWarning):
+            merged, _ = merge_into_4bit(model, ["default"])
+        assert model.base_model.adapter_state.disabled
+        with pytest.raises(AdapterError, match="no active adapter"):
+            merge_into_4bit(model)
+    assert torch.equal(merged.first.packed, wanted.first.packed)
+
+
 def test_a_layer_with_a_bias_of_the_adapters_own_is_refused():
     base = Two()
     quantize_model(base, NF4Config(compute_dtype="float32"))

@@ -7,7 +7,9 @@ Which adapters are on is one for all threads. The routing of a mixed batch is th
 thread's own: a server's threads must not meet each other's adapters.
 """
 
+import contextlib
 import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from ince.lora.layers.projections import Projections
     from ince.lora.mixed.routing import Routing
 
-__all__ = ["AdapterState"]
+__all__ = ["AdapterState", "active_for_now"]
 
 
 @dataclass(eq=False)
@@ -50,3 +52,14 @@ class AdapterState:
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values, _routings={}, turn=threading.RLock())
+
+
+@contextlib.contextmanager
+def active_for_now(state: AdapterState, adapter_names: Sequence[str]) -> Iterator[None]:
+    """Inside, these adapters act, whatever is active or disabled otherwise."""
+    before = state.active, state.disabled
+    state.active, state.disabled = tuple(adapter_names), False
+    try:
+        yield
+    finally:
+        state.active, state.disabled = before

@@ -17,7 +17,7 @@ from ince.errors import AdapterError
 from ince.lora.allocation.allocator import RankAllocator
 from ince.lora.config import PeftConfig
 from ince.lora.layers.adapted import adapted_modules
-from ince.lora.layers.state import AdapterState
+from ince.lora.layers.state import AdapterState, active_for_now
 from ince.lora.peft_model.allocating import allocate, regularized
 from ince.lora.peft_model.combining import combined_adapter, reduced_adapter
 from ince.lora.peft_model.joining import (
@@ -26,7 +26,7 @@ from ince.lora.peft_model.joining import (
     known_names,
     with_base_name,
 )
-from ince.lora.peft_model.merging import active_for_now, base_dtype, merge_in_place, merged_copy
+from ince.lora.peft_model.merging import base_dtype, merge_in_place, merged_copy
 from ince.lora.placement.inject import (
     delete_adapter,
     inject,

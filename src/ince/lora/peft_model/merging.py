@@ -1,19 +1,17 @@
 """Merging within a model, all layers or none, and into a copy of it."""
 
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from ince.lora.layers.adapted import adapted_modules
 from ince.lora.layers.layer import LoraLayer
-from ince.lora.layers.state import AdapterState
 from ince.lora.merge import merged_model
 from ince.quant import Linear4bit
 
-__all__ = ["active_for_now", "base_dtype", "merge_in_place", "merged_copy"]
+__all__ = ["base_dtype", "merge_in_place", "merged_copy"]
 
 
 def merge_in_place(layers: Sequence[LoraLayer], adapter_names: Sequence[str]) -> list[str]:
@@ -40,17 +38,6 @@ def merge_in_place(layers: Sequence[LoraLayer], adapter_names: Sequence[str]) ->
                 layer.merge(merged, layer.geometry.compute_dtype)
         raise
     return sorted({name for layer in layers for name in layer.merged_adapters})
-
-
-@contextlib.contextmanager
-def active_for_now(state: AdapterState, adapter_names: Sequence[str]) -> Iterator[None]:
-    """Inside, these adapters act, whatever is active or disabled otherwise."""
-    before = state.active, state.disabled
-    state.active, state.disabled = tuple(adapter_names), False
-    try:
-        yield
-    finally:
-        state.active, state.disabled = before
 
 
 def merged_copy(model: nn.Module, dtype: torch.dtype, progressbar: bool) -> nn.Module:
