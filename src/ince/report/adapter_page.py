@@ -7,9 +7,6 @@ scripts and requests.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from typing import TYPE_CHECKING
 
 from ince.lora.insight import AdapterInsight, Comparison
 from ince.lora.insight.summary import summarize_layers, summarize_pairs
@@ -25,9 +22,7 @@ from ince.report.adapter_facts import (
 )
 from ince.report.adapter_panels import Area, Drawing, HeatMap, Panel, PanelGroup, Point, Stroke
 from ince.report.loose import shown
-
-if TYPE_CHECKING:
-    import jinja2
+from ince.report.template import page_template
 
 __all__ = ["render_adapter_page"]
 
@@ -90,25 +85,6 @@ class _Table:
     rows: Sequence[Sequence[str]]
 
 
-@cache
-def _template() -> "jinja2.Template":
-    import jinja2
-
-    here = resources.files("ince.report")
-    sources = {
-        name: here.joinpath(name).read_text(encoding="utf-8")
-        for name in ("adapter.html.j2", "adapter.css", "report.css")
-    }
-    environment = jinja2.Environment(
-        loader=jinja2.DictLoader(sources),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("adapter.html.j2")
-
-
 def render_adapter_page(
     drawing: Drawing,
     first: AdapterInsight,
@@ -121,7 +97,7 @@ def render_adapter_page(
         drawing: of `draw_adapters`, of the same adapters.
     """
     adapters = [first] if second is None else [first, second]
-    return _template().render(
+    return page_template("adapter.html.j2", "adapter.css", "report.css").render(
         names=[shown(name, limit=120) for name in drawing.names],
         headlines=[one_line(each) for each in adapters],
         facts=[facts_of(each) for each in adapters],

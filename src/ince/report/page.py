@@ -5,10 +5,7 @@ escapes all of it, and the page forbids scripts and requests besides (its
 Content-Security-Policy), so that a training set cannot speak through its report.
 """
 
-from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ince.files import write_text
 from ince.report.course import charts, curve_numbers, segments
@@ -34,30 +31,9 @@ from ince.report.outcome import (
 )
 from ince.report.run_files import read_run_files
 from ince.report.scores import ENGLISH, confidence_percent, read_scores
+from ince.report.template import page_template
 
 __all__ = ["render_report", "write_report"]
-
-if TYPE_CHECKING:
-    import jinja2
-
-
-@cache
-def _template() -> "jinja2.Template":
-    import jinja2  # a run without a report need not wait for it
-
-    here = resources.files("ince.report")
-    sources = {
-        name: here.joinpath(name).read_text(encoding="utf-8")
-        for name in ("report.html.j2", "report.css")
-    }
-    environment = jinja2.Environment(
-        loader=jinja2.DictLoader(sources),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
 
 
 def render_report(run_dir: Path) -> str:
@@ -72,7 +48,7 @@ def render_report(run_dir: Path) -> str:
     sentence, cost = headline(run, scores)
     base_name = text(mapping(record.get("base")).get("name"), limit=120)
     folder = Path(run_dir).resolve()
-    return _template().render(
+    return page_template("report.html.j2", "report.css").render(
         name=shown(folder.name, limit=120),
         base_name=base_name,
         created=in_time(record.get("created")),
