@@ -5,6 +5,9 @@ and that files cross over in both directions, to the logits. Every model has ran
 """
 
 import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -15,14 +18,8 @@ from transformers import (
     CONFIG_MAPPING,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
-    GptOssConfig,
-    GptOssForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
 )
 
 import ince.lora
@@ -37,36 +34,19 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You have passed exclude_modules:UserWarning"),
 ]
 
-IDS = torch.tensor([[1, 5, 9, 2, 7, 40], [3, 3, 0, 11, 30, 2]])
-SIZES = {
-    "vocab_size": 48,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "num_experts_per_tok": 2,
-}
-
-
-def mixtral():
-    return MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4))
-
-
-QWEN = {"moe_intermediate_size": 12, "num_experts": 4}
-
-
-def qwen3():
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **QWEN, head_dim=8))
+shared = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("moe_models.py"))))
+IDS, MOE, QWEN = shared.IDS, shared.MOE, shared.QWEN
+base, close = shared.base, shared.close
+mixtral, qwen3, gpt_oss = shared.mixtral, shared.qwen3, shared.gpt_oss
 
 
 def qwen3_dense():
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **QWEN, head_dim=8, mlp_only_layers=[0]))
+    return qwen3(mlp_only_layers=[0])
 
 
 def qwen2():
     sizes = {"shared_expert_intermediate_size": 8, "decoder_sparse_step": 1}
-    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**SIZES, **QWEN, **sizes))
+    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**QWEN, **sizes))
 
 
 def deepseek():
@@ -74,17 +54,13 @@ def deepseek():
     experts = {"moe_intermediate_size": 12, "n_routed_experts": 4, "n_group": 1, "topk_group": 1}
     return DeepseekV3ForCausalLM(
         DeepseekV3Config(
-            **{**SIZES, "num_key_value_heads": 2},
+            **{**MOE, "num_key_value_heads": 2},
             **sizes,
             **experts,
             v_head_dim=8,
             first_k_dense_replace=1,
         )
     )
-
-
-def gpt_oss():
-    return GptOssForCausalLM(GptOssConfig(**SIZES, head_dim=8, num_local_experts=4))
 
 
 # Configs that mean the same on both sides.
@@ -160,15 +136,6 @@ ALPHAS = {"mixtral": mixtral, "qwen3": qwen3}
 ALL = CASES | DIFFER
 
 
-def base(make):
-    torch.manual_seed(0)
-    model = make().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += torch.randn_like(parameter) * 0.05
-    return model
-
-
 def adapted(side, make, values):
     torch.manual_seed(1)
     config = side.LoraConfig(r=2, init_lora_weights=False, **json.loads(json.dumps(values)))
@@ -187,10 +154,6 @@ def trained(model):
 def logits(model):
     with torch.no_grad():
         return model(input_ids=IDS).logits
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def shapes(folder):

@@ -5,6 +5,9 @@ in both directions, to the logits. Every model here has random weights.
 """
 
 import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -15,14 +18,8 @@ from transformers import (
     BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
-    GptOssConfig,
-    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -40,16 +37,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys:RuntimeWarning"),
 ]
 
-IDS = torch.tensor([[1, 5, 9, 2, 7, 40], [3, 3, 0, 11, 30, 2]])
-SIZES = {
-    "vocab_size": 48,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
-EXPERTS = {"num_experts_per_tok": 2}
+shared = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("moe_models.py"))))
+IDS, SIZES = shared.IDS, shared.SIZES
+base, close = shared.base, shared.close
+mixtral, qwen3, gpt_oss = shared.mixtral, shared.qwen3, shared.gpt_oss
 BERT = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
 T5 = {"vocab_size": 48, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
 
@@ -60,19 +51,6 @@ def llama():
 
 def tied():
     return LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
-
-
-def mixtral():
-    return MixtralForCausalLM(MixtralConfig(**SIZES, **EXPERTS, num_local_experts=4))
-
-
-def qwen3_moe():
-    sizes = {"moe_intermediate_size": 12, "head_dim": 8, "num_experts": 4}
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, **EXPERTS, **sizes))
-
-
-def gpt_oss():
-    return GptOssForCausalLM(GptOssConfig(**SIZES, **EXPERTS, head_dim=8, num_local_experts=4))
 
 
 def bert():
@@ -188,13 +166,13 @@ CASES = {
             "alpha_pattern": {".*gate_up_proj": 5},
         },
     ),
-    "one of the experts": (qwen3_moe, {"target_modules": [], "target_parameters": ["down_proj"]}),
+    "one of the experts": (qwen3, {"target_modules": [], "target_parameters": ["down_proj"]}),
     "experts, rslora": (
-        qwen3_moe,
+        qwen3,
         {"target_modules": ["v_proj"], "target_parameters": EXPERT_NAMES, "use_rslora": True},
     ),
     "router": (
-        qwen3_moe,
+        qwen3,
         {"target_modules": ["q_proj"], "target_parameters": ["mlp.gate.weight", "gate_up_proj"]},
     ),
     "router by name": (mixtral, {"target_modules": ["q_proj", "gate"]}),
@@ -233,15 +211,6 @@ TWICE_IN_PEFT = {"tied factors", "tied factors of a head", "tied factors by an e
 LIVE_DIFFERS = {"biases", "biases and a head", "biases of layers"}
 
 
-def base(make):
-    torch.manual_seed(0)
-    model = make().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += torch.randn_like(parameter) * 0.05
-    return model
-
-
 def theirs(make, values):
     torch.manual_seed(1)
     config = peft.LoraConfig(r=2, init_lora_weights=False, **json.loads(json.dumps(values)))
@@ -271,10 +240,6 @@ def logits(model):
     with torch.no_grad():
         found = model(**inputs)
     return found.start_logits if "start_logits" in found else found.logits
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def different(a, b):
