@@ -2,22 +2,29 @@
 
 A declaration holds the schema, the checks and the shapes of the results; backends register
 beside it and share all three. `ops.reference` is plain PyTorch on any device, and the
-definition of correct: every other backend equals it to the bit. The functions here call the
-operators of the same name under ``torch.ops.ince``.
+definition of correct: every other backend equals it, to the bit where weights are packed and
+expanded, within rounding where sums are taken. The functions here call the operators of the
+same name under ``torch.ops.ince``.
 """
 
 from ince.ops import reference
 from ince.ops.absmax import dequantize_absmax, quantize_absmax
-from ince.ops.codes import BLOCKSIZES, NF4_CODE, dynamic_map
-from ince.ops.nf4 import dequantize_nf4, quantize_nf4
+from ince.ops.codes import BLOCKSIZES, CODES, NF4_CODE, QUANT_TYPES, code_of, dynamic_map
+from ince.ops.four_bit import dequantize_4bit, quantize_4bit
+from ince.ops.linear import gemv_4bit, linear_4bit
 
 __all__ = [
     "BLOCKSIZES",
+    "CODES",
     "NF4_CODE",
+    "QUANT_TYPES",
+    "code_of",
+    "dequantize_4bit",
     "dequantize_absmax",
-    "dequantize_nf4",
     "dynamic_map",
+    "gemv_4bit",
+    "linear_4bit",
+    "quantize_4bit",
     "quantize_absmax",
-    "quantize_nf4",
     "reference",
 ]

@@ -1,6 +1,6 @@
-"""The number formats: sixteen NF4 values, and the 256 values of the signed 8-bit dynamic map.
+"""The number formats: sixteen values of four bits, and the 256 of the signed 8-bit dynamic map.
 
-Both are part of the stored format, so every machine must have the same bits.
+All are part of stored formats, so every machine must have the same bits.
 """
 
 from typing import Final
@@ -8,7 +8,15 @@ from typing import Final
 import torch
 from torch import Tensor
 
-__all__ = ["ABSMAX_BLOCKSIZE", "BLOCKSIZES", "NF4_CODE", "dynamic_map", "nf4_code"]
+__all__ = [
+    "ABSMAX_BLOCKSIZE",
+    "BLOCKSIZES",
+    "CODES",
+    "NF4_CODE",
+    "QUANT_TYPES",
+    "code_of",
+    "dynamic_map",
+]
 
 BLOCKSIZES: Final = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Weights that may share a scale."""
@@ -37,10 +45,24 @@ NF4_CODE: Final = (
 """Quantiles of the normal distribution over [-1, 1], zero exact. Source: QLoRA, arXiv:2305.14314,
 in the construction of its code; equation 4 of the paper gives another table."""
 
+_FP4_MAGNITUDES: Final = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 
-def nf4_code() -> Tensor:
-    """`NF4_CODE` as (16,) float32 on the CPU."""
-    return torch.tensor(NF4_CODE, dtype=torch.float32, device="cpu")
+CODES: Final = {
+    "nf4": NF4_CODE,
+    # Sign, two bits of exponent, one of mantissa, in the order of bitsandbytes' bit patterns.
+    "fp4": tuple(sign * m / 12.0 for sign in (1.0, -1.0) for m in _FP4_MAGNITUDES),
+    # Fifteen equal steps around zero. The sixteenth code has a value, and is never written.
+    "int4": (*((q - 7) / 7 for q in range(15)), 1.0),
+}
+"""Value of each code, by format. FP4 and INT4 are there to be compared with."""
+
+QUANT_TYPES: Final = tuple(CODES)
+"""Names of the formats."""
+
+
+def code_of(quant_type: str) -> Tensor:
+    """The values of a format by their code, as (16,) float32 on the CPU."""
+    return torch.tensor(CODES[quant_type], dtype=torch.float32, device="cpu")
 
 
 def dynamic_map() -> Tensor:

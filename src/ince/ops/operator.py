@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["Operator"]
+__all__ = ["Autograd", "Operator"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -27,6 +27,17 @@ def _no_gradient(ctx: Any, *grads: Any) -> None:  # noqa: ARG001  never reached:
 
 
 @dataclass(frozen=True)
+class Autograd:
+    """How a gradient goes back through an operator, as `torch.library.register_autograd` has it."""
+
+    setup_context: Callable[..., None]
+    backward: Callable[..., Any]
+
+
+_FROZEN = Autograd(_mark_frozen, _no_gradient)
+
+
+@dataclass(frozen=True)
 class Operator:
     """One operator ``ince::name``.
 
@@ -35,16 +46,18 @@ class Operator:
         schema: arguments and results, in the language of `torch.library`.
         check: called with the arguments before any backend; raises `QuantError`. It looks at
             dtypes and shapes alone, so that it holds for tensors without data too.
+        autograd: how gradients pass; without it results never ask for one.
     """
 
     name: str
     schema: str
     check: Callable[..., None]
+    autograd: Autograd = _FROZEN
 
     def __post_init__(self) -> None:
         torch.library.define(self.qualified_name, self.schema)
         torch.library.register_autograd(
-            self.qualified_name, _no_gradient, setup_context=_mark_frozen
+            self.qualified_name, self.autograd.backward, setup_context=self.autograd.setup_context
         )
 
     @property

@@ -36,14 +36,24 @@ class NF4Config(BaseModel):
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
     )
 
+    quant_type: Literal["nf4", "fp4", "int4"] = "nf4"
+    """The sixteen values: NF4; FP4 and INT4 are there to be compared with it."""
+
     blocksize: int = 64
     """Weights that share a scale: a power of two from 32 to 4096."""
 
     double_quant: bool = True
     """Keep the scales in 8 bits too."""
 
+    scale_search: bool = False
+    """Store the scale of least squared error of each block instead of its largest magnitude. The
+    format stays the same: every reader of it reads this too."""
+
     compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Type of the matrix products; a `torch.dtype` is accepted."""
+
+    quantize_head: bool = False
+    """Pack the output head as well, unless it shares its weight with the embedding."""
 
     skip_modules: tuple[str, ...] = Field(default=(), strict=False)
     """Modules left as they are, with all inside: names, or runs of their dotted parts."""

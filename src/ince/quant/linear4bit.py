@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ince.errors import QuantError
-from ince.ops import dequantize_absmax, dequantize_nf4, quantize_absmax, quantize_nf4
+from ince.ops import (
+    dequantize_4bit,
+    dequantize_absmax,
+    gemv_4bit,
+    linear_4bit,
+    quantize_4bit,
+    quantize_absmax,
+)
 from ince.quant.config import NF4Config
 
 __all__ = ["Linear4bit", "expanded"]
@@ -28,7 +35,7 @@ _PARTS = ("packed", "absmax", "nested_absmax", "nested_offset")
 
 
 class Linear4bit(nn.Module):
-    """``y = x Wᵀ + b`` with W in NF4, frozen.
+    """``y = x Wᵀ + b`` with W in four bits, frozen.
 
     Args:
         in_features: width of the input.
@@ -124,7 +131,12 @@ class Linear4bit(nn.Module):
                 expected="(out, in)",
             )
         try:
-            packed, absmax = quantize_nf4(weight.detach(), config.blocksize)
+            packed, absmax = quantize_4bit(
+                weight.detach(),
+                config.blocksize,
+                config.quant_type,
+                scale_search=config.scale_search,
+            )
             parts = {"packed": packed, "absmax": absmax}
             if config.double_quant:
                 nested = quantize_absmax(absmax)
@@ -159,9 +171,16 @@ class Linear4bit(nn.Module):
     @torch.no_grad()
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight, (out, in): a new tensor in `dtype`, by default `compute_dtype`."""
-        parts = (self.packed, self.absmax, self.nested_absmax, self.nested_offset)
-        dtype = self.compute_dtype if dtype is None else dtype
-        return _dequantize(parts, self.config.blocksize, self.weight_shape, dtype)
+        return dequantize_4bit(
+            self.packed,
+            self.absmax,
+            self.config.blocksize,
+            self.weight_shape,
+            self.compute_dtype if dtype is None else dtype,
+            self.config.quant_type,
+            nested_absmax=self.nested_absmax,
+            nested_offset=self.nested_offset,
+        )
 
     def row_blocks(self, dtype: torch.dtype, max_weights: int) -> Iterator[tuple[slice, Tensor]]:
         """The weight in `dtype` some rows at a time, each with where it lies; equal to the bit.
@@ -182,7 +201,8 @@ class Linear4bit(nn.Module):
             packed = self.packed[first // 2 : -(-last // 2)]
             scales = absmax[first // size : -(-last // size)]
             shape = (stop - start, self.in_features)
-            yield slice(start, stop), dequantize_nf4(packed, scales, size, shape, dtype)
+            rows = dequantize_4bit(packed, scales, size, shape, dtype, self.config.quant_type)
+            yield slice(start, stop), rows
 
     def frozen_weight(self, dtype: torch.dtype | None = None) -> Tensor:
         """The weight to multiply with, not to be changed: the held copy while there is one."""
@@ -211,25 +231,27 @@ class Linear4bit(nn.Module):
         if self._expanded is not None:
             y = F.linear(x_in, self._expanded, bias)
         else:
-            y = _Product.apply(
+            product = gemv_4bit if x_in.numel() == self.in_features else linear_4bit
+            y = product(
                 x_in,
-                bias,
                 self.packed,
                 self.absmax,
-                self.nested_absmax,
-                self.nested_offset,
                 self.config.blocksize,
                 self.weight_shape,
+                self.config.quant_type,
+                nested_absmax=self.nested_absmax,
+                nested_offset=self.nested_offset,
+                bias=bias,
             )
-        return cast(Tensor, y).to(x.dtype)
+        return y.to(x.dtype)
 
     def extra_repr(self) -> str:
         """One line for ``print(model)``."""
         config = self.config
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, blocksize={config.blocksize}, "
-            f"double_quant={config.double_quant}, compute_dtype={config.compute_dtype}"
+            f"bias={self.bias is not None}, quant_type={config.quant_type}, "
+            f"blocksize={config.blocksize}, double_quant={config.double_quant}, compute_dtype={config.compute_dtype}"
         )
 
     def _parts(self) -> dict[str, Tensor]:
@@ -260,18 +282,6 @@ class Linear4bit(nn.Module):
             self._expanded = self.dequantize()
 
 
-_Parts = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-
-
-def _dequantize(
-    parts: _Parts, blocksize: int, shape: tuple[int, int], dtype: torch.dtype
-) -> Tensor:
-    packed, absmax, nested_absmax, nested_offset = parts
-    if nested_absmax is not None and nested_offset is not None:
-        absmax = dequantize_absmax(absmax, nested_absmax, nested_offset)
-    return dequantize_nf4(packed, absmax, blocksize, shape, dtype)
-
-
 def _check_stored(name: str, stored: Tensor, dtype: torch.dtype) -> None:
     if stored.dtype != dtype:
         raise QuantError(
@@ -289,41 +299,6 @@ def _check_stored(name: str, stored: Tensor, dtype: torch.dtype) -> None:
             expected="finite scales",
             do="the file is damaged; get it again, or quantize the model again",
         )
-
-
-class _Product(torch.autograd.Function):
-    """x Wᵀ + b, and dX = dY W. What is kept for the backward pass are the packed buffers."""
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        bias: Tensor | None,
-        packed: Tensor,
-        absmax: Tensor,
-        nested_absmax: Tensor | None,
-        nested_offset: Tensor | None,
-        blocksize: int,
-        shape: tuple[int, int],
-    ) -> Tensor:
-        parts = (packed, absmax, nested_absmax, nested_offset)
-        return F.linear(x, _dequantize(parts, blocksize, shape, x.dtype), bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        x, _, *parts, blocksize, shape = inputs
-        ctx.save_for_backward(*parts)
-        ctx.blocksize, ctx.shape, ctx.dtype = blocksize, shape, x.dtype
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad = grads[0]
-        grad_x = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            parts = cast(_Parts, ctx.saved_tensors)
-            grad_x = grad.to(ctx.dtype) @ _dequantize(parts, ctx.blocksize, ctx.shape, ctx.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_bias = grad.flatten(0, -2).sum(0) if grad.ndim > 1 else grad
-        return grad_x, grad_bias, None, None, None, None, None, None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Quantizing a model in place, one layer at a time.
 
-Which layers: every `nn.Linear` but the output head, whose rounding shows in every token, and
-what the config names. Peak memory is the model, plus the packed form of one layer.
+Which layers: every `nn.Linear` but the output head, whose rounding shows in every token unless
+it is asked for, and what the config names. Peak memory is the model, plus the packed form of one layer.
 """
 
 from collections.abc import Callable, Mapping
@@ -53,8 +53,9 @@ def quantize_model(
 def quantizable_names(model: nn.Module, config: NF4Config) -> list[str]:
     """Dotted names of the linear layers that `quantize_model` would replace, in model order.
 
-    Left out are the output head, layers that share their weight with a module of another kind
-    (a tied embedding), and modules in or under `config.skip_modules`.
+    Left out are the output head unless `config.quantize_head`, layers that share their weight
+    with a module of another kind (a tied embedding), and modules in or under
+    `config.skip_modules`.
 
     Raises:
         QuantError: see `quantize_model`; or a name in `skip_modules` is of no module.
@@ -63,7 +64,7 @@ def quantizable_names(model: nn.Module, config: NF4Config) -> list[str]:
     _check_skipped(modules, config.skip_modules)
     open_modules = {n: m for n, m in modules.items() if not _is_skipped(n, config.skip_modules)}
     _check_other_forms(open_modules)
-    head = _output_head(model)
+    head = None if config.quantize_head else _output_head(model)
     shared = {
         id(parameter)
         for module in modules.values()

@@ -1,5 +1,16 @@
 """The reference backend: plain PyTorch, on any device, the definition of correct."""
 
-from ince.ops.reference import absmax, nf4
+from ince.ops.reference.absmax import dequantize_absmax, quantize_absmax
+from ince.ops.reference.four_bit import dequantize_4bit, quantize_4bit, refuse_non_finite
+from ince.ops.reference.linear import gemv_4bit, linear_4bit, linear_4bit_input_grad
 
-__all__ = ["absmax", "nf4"]
+__all__ = [
+    "dequantize_4bit",
+    "dequantize_absmax",
+    "gemv_4bit",
+    "linear_4bit",
+    "linear_4bit_input_grad",
+    "quantize_4bit",
+    "quantize_absmax",
+    "refuse_non_finite",
+]

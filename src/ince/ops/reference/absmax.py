@@ -10,7 +10,7 @@ from ince.errors import QuantError
 from ince.ops.absmax import DEQUANTIZE_ABSMAX, QUANTIZE_ABSMAX
 from ince.ops.codes import ABSMAX_BLOCKSIZE, dynamic_map
 
-__all__ = ["dequantize", "quantize"]
+__all__ = ["dequantize_absmax", "quantize_absmax"]
 
 # Steps of the grid over [-1, 1] on which bitsandbytes looks codes up.
 _LAST_STEP = 65_535
@@ -29,7 +29,7 @@ def _blocks(scales: Tensor) -> Tensor:
 
 
 @QUANTIZE_ABSMAX.backend("default")
-def quantize(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_absmax(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """See `ince.ops.quantize_absmax`."""
     scales = absmax.reshape(-1)
     offset = scales.mean()
@@ -57,7 +57,7 @@ def quantize(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @DEQUANTIZE_ABSMAX.backend("default")
-def dequantize(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> Tensor:
+def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> Tensor:
     """See `ince.ops.dequantize_absmax`."""
     num_scales = codes.numel()
     values = _map_on(codes.device).index_select(0, codes.reshape(-1).to(torch.int32))

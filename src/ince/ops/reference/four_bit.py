@@ -1,8 +1,8 @@
-"""NF4 in plain PyTorch, as quickly as plain PyTorch allows, in bounded memory.
+"""Four bits in plain PyTorch, in bounded memory: the definition that other backends equal.
 
-*Quantization* finds the nearest of sixteen values without a search. [-1, 1] is cut into cells of
-1/16, so narrow that none holds two of the fifteen thresholds: the cell of a weight says how many
-thresholds lie in lower cells, and one comparison with the cell's own threshold does the rest.
+*Quantization*: the full blocks are multiplied by ``1 / max(absmax, 1e-38)``, a short last one is
+divided by its scale, all clamped to ±1; the code of a weight is how many midpoints between
+neighboring values lie strictly below it.
 
 *Dequantization* gathers pairs. A byte is an index into 256 pairs of float32, each moved as one
 64-bit word, which halves the gathers and never takes nibbles apart.
@@ -11,7 +11,6 @@ Both walk over the tensor in pieces, so that intermediate values stay near the p
 take a few MiB however large the tensor is.
 """
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -19,63 +18,42 @@ import torch
 from torch import Tensor
 
 from ince.errors import QuantError
-from ince.ops.codes import nf4_code
-from ince.ops.nf4 import DEQUANTIZE_NF4, QUANTIZE_NF4
+from ince.ops.codes import code_of
+from ince.ops.four_bit import DEQUANTIZE_4BIT, QUANTIZE_4BIT
+from ince.ops.reference.absmax import dequantize_absmax
 
-__all__ = ["dequantize", "quantize"]
+__all__ = ["dequantize_4bit", "quantize_4bit", "refuse_non_finite"]
 
 # Weights in a piece; a multiple of every block size.
 _PIECE = 1 << 18
-
-_NUM_CELLS = 32
 
 # Against division by zero, in the place and at the value of bitsandbytes.
 _LEAST_SCALE = 1e-38
 
 
-def _cell(normalized: Tensor) -> Tensor:
-    # Monotone: a sum rounds monotonically, the factor is a power of two, truncation follows.
-    return ((normalized + 1.0) * (_NUM_CELLS // 2)).to(torch.int32)
+@lru_cache(maxsize=16)
+def _midpoints(quant_type: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The fifteen midpoints, ascending, and the sixteen codes in the order of their values."""
+    code = code_of(quant_type)
+    order = torch.argsort(code, stable=True)
+    values = code[order]
+    midpoints = (values[:-1] + values[1:]) / 2
+    return midpoints.to(device), order.to(torch.uint8).to(device)
 
 
-def _make_cells() -> tuple[Tensor, Tensor]:
-    code = nf4_code()
-    thresholds = (code[:-1] + code[1:]) / 2
-    own_cell = _cell(thresholds).long()
-    cells = torch.arange(_NUM_CELLS + 1, device="cpu")
-    num_below = (own_cell < cells[:, None]).sum(1).to(torch.uint8)
-    threshold = torch.full((_NUM_CELLS + 1,), math.inf, dtype=torch.float32, device="cpu")
-    threshold[own_cell] = thresholds
-    return num_below, threshold
-
-
-def _make_pairs() -> Tensor:
+@lru_cache(maxsize=16)
+def _pairs(quant_type: str, device: torch.device) -> Tensor:
     byte = torch.arange(256, device="cpu")
-    code = nf4_code()
-    return torch.stack([code[byte >> 4], code[byte & 15]], dim=1).view(torch.int64).flatten()
+    code = code_of(quant_type)
+    pairs = torch.stack([code[byte >> 4], code[byte & 15]], dim=1).view(torch.int64).flatten()
+    return pairs.to(device)
 
 
-_CELLS = _make_cells()
-_PAIRS = _make_pairs()
-
-
-@lru_cache(maxsize=16)
-def _cells_on(device: torch.device) -> tuple[Tensor, Tensor]:
-    num_below, threshold = _CELLS
-    return num_below.to(device), threshold.to(device)
-
-
-@lru_cache(maxsize=16)
-def _pairs_on(device: torch.device) -> Tensor:
-    return _PAIRS.to(device)
-
-
-def _nearest(normalized: Tensor) -> Tensor:
-    """Codes, uint8, of values in [-1, 1]: how many thresholds lie strictly below each."""
-    num_below, threshold = _cells_on(normalized.device)
-    cell = _cell(normalized)
-    above = normalized > threshold.index_select(0, cell)
-    return num_below.index_select(0, cell).add_(above.view(torch.uint8))
+def _nearest(normalized: Tensor, quant_type: str) -> Tensor:
+    """Codes, uint8, of values in [-1, 1]."""
+    midpoints, order = _midpoints(quant_type, normalized.device)
+    rank = torch.bucketize(normalized, midpoints, out_int32=True)
+    return order.index_select(0, rank)
 
 
 def _normalized(piece: Tensor, absmax: Tensor, blocksize: int) -> Tensor:
@@ -96,7 +74,8 @@ def _normalized(piece: Tensor, absmax: Tensor, blocksize: int) -> Tensor:
     return result.clamp_(-1, 1)
 
 
-def _refuse_non_finite(weight: Tensor) -> None:
+def refuse_non_finite(weight: Tensor) -> None:
+    """Raise the `QuantError` of weights of which some are not finite."""
     num_nan = int(weight.isnan().sum())
     num_infinite = int(weight.isinf().sum())
     raise QuantError(
@@ -108,9 +87,13 @@ def _refuse_non_finite(weight: Tensor) -> None:
     )
 
 
-@QUANTIZE_NF4.backend("default")
-def quantize(weight: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
-    """See `ince.ops.quantize_nf4`."""
+@QUANTIZE_4BIT.backend("default")
+def quantize_4bit(
+    weight: Tensor, blocksize: int, quant_type: str, scale_search: bool
+) -> tuple[Tensor, Tensor]:
+    """See `ince.ops.quantize_4bit`."""
+    if scale_search:
+        raise QuantError("scale search is not there yet")
     flat = weight.reshape(-1)
     num_weights = flat.numel()
     packed = flat.new_empty(((num_weights + 1) // 2, 1), dtype=torch.uint8)
@@ -121,23 +104,32 @@ def quantize(weight: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
         normalized = _normalized(piece, scale, blocksize)
         # A maximum carries NaN and infinity along, so that the scales tell for the weights.
         if not bool(scale.isfinite().all()):
-            _refuse_non_finite(weight)
-        code = _nearest(normalized)
+            refuse_non_finite(weight)
+        code = _nearest(normalized, quant_type)
         bytes_ = packed[start // 2 : (start + code.numel()) // 2, 0]
         torch.bitwise_or(code[::2] << 4, code[1::2], out=bytes_)
     return packed, absmax
 
 
-@DEQUANTIZE_NF4.backend("default")
-def dequantize(
-    packed: Tensor, absmax: Tensor, blocksize: int, shape: Sequence[int], dtype: torch.dtype
+@DEQUANTIZE_4BIT.backend("default")
+def dequantize_4bit(
+    packed: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor | None,
+    nested_offset: Tensor | None,
+    blocksize: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    quant_type: str,
 ) -> Tensor:
-    """See `ince.ops.dequantize_nf4`."""
+    """See `ince.ops.dequantize_4bit`."""
+    if nested_absmax is not None and nested_offset is not None:
+        absmax = dequantize_absmax(absmax, nested_absmax, nested_offset)
     result = packed.new_empty(tuple(shape), dtype=dtype)
     flat = result.view(-1)
     bytes_ = packed.reshape(-1)
     scale = absmax.reshape(-1)
-    pairs = _pairs_on(packed.device)
+    pairs = _pairs(quant_type, packed.device)
     num_weights = flat.numel()
     for start in range(0, num_weights, _PIECE):
         stop = min(start + _PIECE, num_weights)
