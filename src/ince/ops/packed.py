@@ -1,9 +1,8 @@
 """The parts of a tensor packed in four bits, and the checks that every operator on them shares.
 
-packed         ceil(n/2) bytes, uint8: two codes each, the first weight in the high nibble
-absmax         one scale per block of weights: float32, or uint8 with the two below
-nested_absmax  one float32 scale per 256 scales        } both, or neither
-nested_offset  one float32, the mean of the scales      }
+- *packed*: ceil(n/2) bytes, uint8, two codes each, the first weight in the high nibble.
+- *absmax*: one scale per block of weights, float32; or uint8, with the two that follow.
+- *nested_absmax*: one float32 scale per 256 scales. *nested_offset*: one float32, their mean.
 """
 
 import math

@@ -251,7 +251,8 @@ class Linear4bit(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, quant_type={config.quant_type}, "
-            f"blocksize={config.blocksize}, double_quant={config.double_quant}, compute_dtype={config.compute_dtype}"
+            f"blocksize={config.blocksize}, double_quant={config.double_quant}, "
+            f"compute_dtype={config.compute_dtype}"
         )
 
     def _parts(self) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """Quantizing a model in place, one layer at a time.
 
 Which layers: every `nn.Linear` but the output head, whose rounding shows in every token unless
-it is asked for, and what the config names. Peak memory is the model, plus the packed form of one layer.
+it is asked for, and what the config names. Peak memory is the model, plus the packed form of one
+layer.
 """
 
 from collections.abc import Callable, Mapping
