@@ -57,6 +57,12 @@ class ModelSection(BaseModel):
     blocksize: int = Field(default=64, ge=32, le=4096)
     """Weights that share a scale, a power of two. Only with nf4."""
 
+    scale_search: bool = False
+    """Store each block's scale of least squared error instead of its largest weight. With nf4."""
+
+    quantize_head: bool = False
+    """Pack the output head too, unless it shares its weight with the embedding. With nf4."""
+
     expand: bool = False
     """Hold a 16-bit copy of the 4-bit weights while training: the same numbers to the bit, faster
     where unpacking is slow, for the memory of a 16-bit base. Only with nf4."""
@@ -88,6 +94,8 @@ class ModelSection(BaseModel):
         return NF4Config(
             blocksize=self.blocksize,
             double_quant=self.double_quant,
+            scale_search=self.scale_search,
+            quantize_head=self.quantize_head,
             compute_dtype=self.compute_dtype,
         )
 

@@ -167,6 +167,8 @@ class Session:
                 "kind": section.quantize,
                 "blocksize": section.blocksize,
                 "double_quant": section.double_quant,
+                "scale_search": section.scale_search,
+                "quantize_head": section.quantize_head,
             },
         }
         self.record["adapter"] = {

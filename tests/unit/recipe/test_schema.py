@@ -88,7 +88,14 @@ def test_sections_become_the_configs_of_their_rooms(rows):
     recipe = parse_recipe(
         least(rows)
         | {"lora": {"r": 4, "alpha": 12, "dropout": 0.1, "target_modules": ["q_proj"]}}
-        | {"model": {"base": "smollm2-135m-instruct", "double_quant": False, "blocksize": 128}}
+        | {
+            "model": {
+                "base": "smollm2-135m-instruct",
+                "double_quant": False,
+                "blocksize": 128,
+                "quantize_head": True,
+            }
+        }
     )
     lora = recipe.lora.to_lora_config(base_model="x")
     assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (4, 12, 0.1)
@@ -96,6 +103,7 @@ def test_sections_become_the_configs_of_their_rooms(rows):
     assert lora.base_model_name_or_path == "x"
     quantization = recipe.model.to_nf4_config()
     assert (quantization.blocksize, quantization.double_quant) == (128, False)
+    assert (quantization.scale_search, quantization.quantize_head) == (False, True)
 
 
 @pytest.mark.parametrize("word", ["none", "null", ""])
