@@ -71,10 +71,14 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def versions() -> dict[str, str]:
-    """Versions of ince, Python and the packages that shape a result; absent ones are left out."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of ince, Python and the packages that shape a result; absent ones are left out.
+
+    Args:
+        more: names of packages to ask for besides.
+    """
     found = {"python": platform.python_version()}
-    for name in ("ince", *_RECORDED_PACKAGES):
+    for name in ("ince", *_RECORDED_PACKAGES, *more):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -60,6 +60,9 @@ COMMANDS: Mapping[str, CommandEntry] = MappingProxyType(
             "ince.cli.inspect:inspect", "what an adapter is made of, and what two of them share"
         ),
         "data": CommandEntry("ince.cli.data:data", "look at data as the model will see them"),
+        "env": CommandEntry(
+            "ince.cli.env:env", "what this machine offers, and which kernels run on it"
+        ),
     }
 )
 

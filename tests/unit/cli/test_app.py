@@ -38,6 +38,7 @@ SURFACE = {
     "merge": {"--out", "--base", "--quantize", "--device"},
     "inspect": {"--base", "--layers", "--plot"},
     "data inspect": {"--model", "--row", "--format", "--max-length", "--loss-on"},
+    "env": set(),
 }
 
 
