@@ -1,35 +1,32 @@
-"""Build a model without its weights, then let the weights stream in.
+"""Build a model without its weights, then let the weights come in one by one.
 
 transformers' own loading keeps the 16-bit model whole before anything can be quantized.
 Here the large tensors of the model are made on the *meta* device (shape, no memory) and
-each is replaced as it is read; a linear layer that is to be quantized is packed as soon
-as its weight arrives. The peak is the finished model and one tensor.
+each is replaced as it comes from `ince.models.streaming`; a linear layer whose weight comes
+packed becomes a `Linear4bit`. The peak is the finished model and a few MiB.
 
 How: transformers' model classes allocate what is to be loaded with ``torch.empty``
 (``nn.Linear`` and ``nn.Embedding`` do), and compute everything else. So under
 `EmptyOnMeta` only ``torch.empty`` goes to meta, and what is not in a checkpoint, such as
 the frequencies of rotary embeddings, is computed for real.
-
-Not every checkpoint can be streamed: names may be stored otherwise than the class has
-them. `can_stream` says so, and the caller falls back to transformers' loader.
 """
 
-import re
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ince.errors import ModelReferenceError
-from ince.formats.checkpoint import Checkpoint
+from ince.models.streaming import Finished
 from ince.quant import Linear4bit, NF4Config, quantizable_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["EmptyOnMeta", "can_stream", "stream_into"]
+__all__ = ["EmptyOnMeta", "check_filled", "place", "weights_to_pack"]
 
 
 # First values that model classes and torch.nn.init give to parameters.
@@ -68,117 +65,72 @@ class EmptyOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def can_stream(model: "PreTrainedModel", checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
-    """Whether the checkpoint has exactly the tensors of the class, under the same names.
-
-    A tied tensor may be absent, or present as an equal copy. Tensors that the class
-    declares as leftovers of old versions may be present.
+def weights_to_pack(model: nn.Module, config: NF4Config | None) -> dict[str, str]:
+    """Weight → module, of the linear layers to pack.
 
     Raises:
-        ModelReferenceError: a tensor has another shape than the config says.
+        QuantError: see `quantizable_names`.
     """
-    kept_in_float32 = _declared(model, "_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
-    if dtype != torch.float32 and kept_in_float32:
-        return False
-    wanted = model.state_dict()
-    tied: dict[str, str] = model.all_tied_weights_keys
-    stored = {n: e for n, e in checkpoint.entries.items() if not _is_leftover(model, n)}
-    if not stored.keys() <= wanted.keys() or wanted.keys() - stored.keys() - tied.keys():
-        return False
-    for name, entry in stored.items():
-        if entry.shape != tuple(wanted[name].shape):
-            raise ModelReferenceError(
-                f"the weights do not fit the config: {name} has another shape",
-                where=entry.file,
-                got=list(entry.shape),
-                expected=list(wanted[name].shape),
-                do="config.json and the weights belong to different models; get both again",
-            )
-    copies = [(name, source) for name, source in tied.items() if name in stored]
-    return all(torch.equal(checkpoint.tensor(a), checkpoint.tensor(b)) for a, b in copies)
+    if config is None:
+        return {}
+    return {f"{name}.weight": name for name in quantizable_names(model, config)}
 
 
-def _is_leftover(model: nn.Module, name: str) -> bool:
-    patterns = _declared(model, "_keys_to_ignore_on_load_unexpected")
-    return any(re.search(pattern, name) for pattern in patterns)
-
-
-def _declared(model: nn.Module, *attributes: str) -> list[str]:
-    """What a model class says about its tensors, in attributes that transformers reads."""
-    return [entry for attribute in attributes for entry in getattr(model, attribute, None) or ()]
-
-
-def stream_into(
-    model: "PreTrainedModel",
-    checkpoint: Checkpoint,
+def place(
+    model: nn.Module,
+    finished: Iterable[Finished],
     *,
-    dtype: torch.dtype,
-    device: torch.device,
-    quantization: NF4Config | None,
-    progress: Callable[[str, int, int], None] | None = None,
+    packed: Mapping[str, str],
+    config: NF4Config | None,
 ) -> None:
-    """Replace every empty tensor of `model` by the stored one, quantizing on the way.
+    """Put tensors into the places of the model's empty ones, as they come."""
+    places: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(id(module), []).append(name)
+    for each in finished:
+        if each.tensor is None:
+            assert config is not None
+            linear = model.get_submodule(packed[each.target.name])
+            assert isinstance(linear, nn.Linear)
+            layer = _packed_layer(linear, each.parts, config)
+            for name in places[id(linear)]:
+                parent, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(parent), leaf, layer)
+        else:
+            _put(model, each.target.name, each.tensor)
 
-    Args:
-        model: built under `EmptyOnMeta`; `can_stream` holds for it.
-        checkpoint: the stored tensors.
-        dtype: of every floating-point tensor that stays unquantized.
-        device: where tensors go; a layer is quantized there.
-        quantization: how linear layers are packed, or None.
-        progress: told ``("loading", done, total)`` after each tensor.
+
+def check_filled(model: "PreTrainedModel", folder: Path) -> None:
+    """Raise the error of a model of which a tensor stayed empty.
 
     Raises:
-        ModelReferenceError: a tensor of the model stayed empty.
+        ModelReferenceError: one did.
     """
-    tied = set(model.all_tied_weights_keys)
-    awaited = _awaited_parameters(model, quantization)
-    total = len(checkpoint.entries)
-    for done, (name, stored) in enumerate(checkpoint, start=1):
-        if name not in tied and not _is_leftover(model, name):
-            owner, _, leaf = name.rpartition(".")
-            module = model.get_submodule(owner)
-            tensor = stored.to(device=device, dtype=dtype if stored.is_floating_point() else None)
-            if tensor is stored and not (owner in awaited and leaf == "weight"):
-                tensor = stored.clone()  # what is packed is read once, all else outlives the file
-            _put(module, leaf, tensor)
-            if owner in awaited:
-                awaited[owner].discard(leaf)
-                if not awaited[owner] and quantization is not None:
-                    _pack(model, owner, quantization)
-        if progress is not None:
-            progress("loading", done, total)
-    model.tie_weights()
-    # Buffers that the class computed are still where it computed them.
     empty = [n for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     if empty:
         raise ModelReferenceError(
             f"{len(empty)} tensors of the model were not filled",
-            where=checkpoint.folder,
+            where=folder,
             got=", ".join(empty[:5]),
             do="the weights belong to another version of the model; get them again",
         )
-    model.to(device)  # pyright: ignore[reportArgumentType]
 
 
-def _put(module: nn.Module, leaf: str, tensor: torch.Tensor) -> None:
-    if isinstance(getattr(module, leaf), nn.Parameter):
-        setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
-    else:
-        setattr(module, leaf, tensor)
+def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    # A packed layer has no bias until it comes.
+    is_parameter = leaf in module._parameters  # pyright: ignore[reportPrivateUsage]
+    value = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
+    setattr(module, leaf, value)
 
 
-def _awaited_parameters(model: nn.Module, quantization: NF4Config | None) -> dict[str, set[str]]:
-    """Linear layer to pack → its parameters, all of which must have come before it is packed."""
-    if quantization is None:
-        return {}
-    return {
-        name: {leaf for leaf, _ in model.get_submodule(name).named_parameters(recurse=False)}
-        for name in quantizable_names(model, quantization)
-    }
-
-
-def _pack(model: nn.Module, name: str, quantization: NF4Config) -> None:
-    parent, _, leaf = name.rpartition(".")
-    layer = cast(nn.Linear, model.get_submodule(name))
-    packed = Linear4bit.from_linear(layer, quantization, name=f"{name}.weight")
-    setattr(model.get_submodule(parent), leaf, packed)
+def _packed_layer(
+    linear: nn.Linear, parts: Mapping[str, torch.Tensor], config: NF4Config
+) -> Linear4bit:
+    layer = Linear4bit(linear.in_features, linear.out_features, config=config, device="meta")
+    for part, tensor in parts.items():
+        setattr(layer, part, tensor)
+    # A bias that has come is kept; one that has not is empty still, and put here when it comes.
+    layer.bias = linear.bias
+    return layer.train(linear.training)

@@ -1,18 +1,20 @@
 """From a reference to a placed, frozen, perhaps quantized model and its tokenizer."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ince.errors import CorruptFileError, InputError, ModelReferenceError, did_you_mean
-from ince.formats.checkpoint import Checkpoint
 from ince.lora.base_identity import note_origin
-from ince.models.build import EmptyOnMeta, can_stream, stream_into
+from ince.models.build import EmptyOnMeta, check_filled, place, weights_to_pack
+from ince.models.layout import Layout, find_layout
 from ince.models.quiet import quiet_transformers
 from ince.models.reference import ResolvedModel, resolve
+from ince.models.source import SafetensorsSource, TensorSource
+from ince.models.streaming import stream
 from ince.quant import NF4Config, quantize_model
 
 if TYPE_CHECKING:
@@ -36,10 +38,11 @@ def load_model(
     """Load a causal language model and its tokenizer.
 
     The model is in evaluation mode and frozen: no parameter asks for a gradient.
-    Weights stream in one tensor at a time, and linear layers are quantized as they
-    arrive, so that memory never holds more than the finished model and one tensor. A
-    model whose checkpoint names its tensors in another way than its class goes through
-    transformers' loader instead, and is quantized after it.
+    Weights stream in a few MiB at a time, and linear layers are quantized as they arrive, so
+    that memory holds little more than the finished model, whatever its size. A checkpoint
+    that names its tensors in another way than the model's class, or keeps experts apart that
+    the class fuses, streams too. Only where tensors must be computed from stored ones does the
+    model go through transformers' loader, whole, and is quantized after it.
 
     Args:
         reference: a packaged name, folder, GGUF file or hub id; or what `resolve` returned.
@@ -48,6 +51,7 @@ def load_model(
         device: ``"auto"`` takes CUDA, then MPS, then the CPU; else a torch device.
         revision: branch, tag or commit, for a hub id.
         progress: told ``(stage, done, total)``; stages are converting, downloading, loading.
+            The numbers of loading are bytes, as stored.
 
     Raises:
         ModelReferenceError: no such model, or not one that ince can read.
@@ -55,7 +59,7 @@ def load_model(
 
     A tokenizer without a padding token pads with its end token.
     """
-    place = choose_device(device)
+    target = choose_device(device)
     kept = torch.bfloat16 if dtype is None else dtype
     if kept not in _DTYPES:
         raise InputError(
@@ -67,11 +71,11 @@ def load_model(
         resolved = reference
     else:
         resolved = resolve(reference, revision, progress=progress)
-    checkpoint = Checkpoint(resolved.folder)
+    source = SafetensorsSource(resolved.folder)
     with quiet_transformers():
         config = _read_config(resolved.folder)
         tokenizer = load_tokenizer(resolved.folder)
-        model = _load(config, checkpoint, kept, place, quantization, progress)
+        model = _load(config, source, kept, target, quantization, progress)
     _check_vocabulary(model, tokenizer, resolved.folder)
     model.name_or_path = resolved.name
     model.config.name_or_path = resolved.name
@@ -138,20 +142,33 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 def _load(
     config: Any,
-    checkpoint: Checkpoint,
+    source: TensorSource,
     dtype: torch.dtype,
     device: torch.device,
     quantization: NF4Config | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    model = _empty_model(config, source.folder, dtype)
+    layout = find_layout(model, source, dtype)
+    packed = weights_to_pack(model, quantization)
+    if layout is None or _are_tied(model, packed):
+        del model
+        return _load_whole(source.folder, dtype, device, quantization, progress)
+    finished = stream(
+        source, layout, packed=packed, config=quantization, device=device, progress=progress
+    )
+    place(model, finished, packed=packed, config=quantization)
+    _finish(model, layout, source.folder, device)
+    return model
 
-    folder = checkpoint.folder
+
+def _empty_model(config: Any, folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
+    """The model without its weights: what is to be loaded is on meta."""
+    from transformers import AutoModelForCausalLM
+
     try:
         with EmptyOnMeta():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, trust_remote_code=False
-            )
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
         raise ModelReferenceError(
             "transformers cannot build a language model from this config",
@@ -159,17 +176,24 @@ def _load(
             got=f"{type(error).__name__}: {error}",
             expected="a causal language model that the installed transformers knows",
         ) from error
-    if not can_stream(model, checkpoint, dtype):
-        del model
-        return _load_whole(folder, dtype, device, quantization, progress)
-    stream_into(
-        model,
-        checkpoint,
-        dtype=dtype,
-        device=device,
-        quantization=quantization,
-        progress=progress,
-    )
+
+
+def _are_tied(model: "PreTrainedModel", packed: Container[str]) -> bool:
+    """Whether two layers to pack share their weight: tying works on floats only."""
+    tied: dict[str, str] = model.all_tied_weights_keys
+    return any(name in packed or source in packed for name, source in tied.items())
+
+
+def _finish(model: "PreTrainedModel", layout: Layout, folder: Path, device: torch.device) -> None:
+    """What is left when all stored tensors are in their places."""
+    from transformers import GenerationConfig
+
+    model.tie_weights()
+    check_filled(model, folder)
+    # Buffers that the class computed are still where it computed them.
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    # As transformers does: saving names the tensors as they were named in the files.
+    vars(model)["_weight_conversions"] = list(layout.conversions)
     if (folder / "generation_config.json").is_file():
         try:
             model.generation_config = GenerationConfig.from_pretrained(str(folder))
@@ -180,7 +204,6 @@ def _load(
                 got=str(error),
                 do="repair the file, or remove it to use the defaults",
             ) from error
-    return model
 
 
 def _read_config(folder: Path) -> Any:

@@ -151,7 +151,13 @@ def test_shards_are_streamed(tmp_path: Path) -> None:
         folder, dtype=torch.float32, device="cpu", progress=lambda *step: told.append(step)
     )
     assert torch.equal(logits(ours), logits(theirs))
-    assert told[-1][1] == told[-1][2] == len(told)
+    stored = sum(
+        len(t.untyped_storage())
+        for f in folder.glob("*.safetensors")
+        for t in load_file(f).values()
+    )
+    assert told[-1] == ("loading", stored, stored)
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
 
 
 def test_weights_do_not_depend_on_the_file_afterwards(folder: Path) -> None:
@@ -181,10 +187,13 @@ def test_head_that_differs_from_its_embedding_stays_untied(folder: Path) -> None
     assert torch.equal(model.lm_head.weight, 2 * model.model.embed_tokens.weight)
 
 
-def test_fused_experts_go_through_transformers_loader(tmp_path: Path) -> None:
+def test_experts_that_the_class_fuses_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = {**COMMON, "num_local_experts": 2, "num_experts_per_tok": 1}
     folder = save(MixtralForCausalLM(MixtralConfig(**small)), tmp_path / "model")
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    monkeypatch.setattr(load_module, "_load_whole", lambda *_: pytest.fail("was not streamed"))
     ours, _ = load_model(folder, dtype=torch.float32, device="cpu")
     assert torch.equal(logits(ours), logits(theirs))
 
