@@ -1,0 +1,16 @@
+"""The Triton backend for GPUs. Importing it registers it, and does not import Triton.
+
+It equals the reference to the bit where weights are packed and expanded, and up to the order of
+sums where they are multiplied. Where Triton is missing or cannot run, the reference does the
+work: that is said once in the log, and by `status`.
+
+    kernels, products   what runs on the device
+    launch, multiply    what starts it
+    tuning, tables      launch settings found at run time; constants
+    proof               what a device must show first
+    backend             registration, and the reference as the way out
+"""
+
+from ince.ops.triton.backend import status
+
+__all__ = ["status"]

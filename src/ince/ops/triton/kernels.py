@@ -1,0 +1,188 @@
+"""The kernels that code and expand weights, in Triton's language. Importing this needs Triton.
+
+Every result here equals the reference to the bit, so nothing may round otherwise than it does:
+
+- a division is `div_rn`, since a plain one is approximate when compiled;
+- a product followed by a sum is launched with ``enable_fp_fusion=False`` (see `launch`), since
+  the compiler otherwise makes one operation, rounded once, of the two;
+- a largest magnitude is taken of the bits as integers, which order as the magnitudes do, with
+  infinity and NaN above all numbers, whatever a machine's maximum of floats does with NaN.
+
+Shapes: tiles are (ROWS, COLS), a row within one block of the scales. All sizes are powers of
+two. Offsets within a tile are 32-bit, those of tiles 64-bit.
+"""
+
+# Triton's language is typed by what it compiles to, not by annotations.
+# pyright: reportUnknownParameterType=false, reportUnknownVariableType=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+
+import triton
+import triton.language as tl
+
+__all__ = [
+    "code_absmax_kernel",
+    "expand_absmax_kernel",
+    "expand_kernel",
+    "quantize_kernel",
+    "scales",
+]
+
+# Scales that share a scale; the value of `ince.ops.codes.ABSMAX_BLOCKSIZE`.
+NESTED_BLOCKSIZE: tl.constexpr = tl.constexpr(256)
+
+# Against division by zero, as in the reference.
+LEAST_SCALE: tl.constexpr = tl.constexpr(1e-38)
+
+# Steps of the grid on which 8-bit codes are looked up, as in the reference.
+LAST_STEP: tl.constexpr = tl.constexpr(65535.0)
+
+
+@triton.jit
+def scales(
+    absmax_ptr: tl.tensor,
+    nested_ptr: tl.tensor,
+    offset_ptr: tl.tensor,
+    map_ptr: tl.tensor,
+    block: tl.tensor,
+    mask: tl.tensor,
+    NESTED: tl.constexpr,
+) -> tl.tensor:
+    """float32 scales of the blocks numbered `block`, expanded if they are in 8 bits."""
+    if NESTED:
+        code = tl.load(absmax_ptr + block, mask=mask, other=0).to(tl.int32)
+        nested = tl.load(nested_ptr + block // NESTED_BLOCKSIZE, mask=mask, other=0.0)
+        scale = tl.load(map_ptr + code) * nested + tl.load(offset_ptr)
+    else:
+        scale = tl.load(absmax_ptr + block, mask=mask, other=0.0)
+    return scale
+
+
+@triton.jit
+def expand_kernel(
+    packed_ptr: tl.tensor,
+    absmax_ptr: tl.tensor,
+    nested_ptr: tl.tensor,
+    offset_ptr: tl.tensor,
+    map_ptr: tl.tensor,
+    code_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    num_weights: tl.tensor,
+    NESTED: tl.constexpr,
+    BLOCKSIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+) -> None:
+    """``out = code[q] * scale``: a program expands ROWS x COLS bytes."""
+    start = tl.program_id(0).to(tl.int64) * (ROWS * COLS)
+    left = tl.minimum(num_weights - start * 2, ROWS * COLS * 2).to(tl.int32)
+    row = tl.arange(0, ROWS)[:, None]
+    byte = row * COLS + tl.arange(0, COLS)[None, :]
+    pair = tl.load(packed_ptr + start + byte, mask=byte * 2 < left, other=0).to(tl.int32)
+    # (ROWS, 1): COLS divides the bytes of a block, or is that number.
+    block = (start * 2) // BLOCKSIZE + row
+    scale = scales(
+        absmax_ptr, nested_ptr, offset_ptr, map_ptr, block, row * (COLS * 2) < left, NESTED
+    )
+    high = (tl.load(code_ptr + (pair >> 4)) * scale).to(out_ptr.dtype.element_ty)
+    low = (tl.load(code_ptr + (pair & 15)) * scale).to(out_ptr.dtype.element_ty)
+    value = tl.reshape(tl.join(high, low), (ROWS, COLS * 2))
+    index = row * (COLS * 2) + tl.arange(0, COLS * 2)[None, :]
+    tl.store(out_ptr + start * 2 + index, value, mask=index < left)
+
+
+@triton.jit
+def quantize_kernel(
+    weight_ptr: tl.tensor,
+    midpoint_ptr: tl.tensor,
+    order_ptr: tl.tensor,
+    packed_ptr: tl.tensor,
+    absmax_ptr: tl.tensor,
+    first_block: tl.tensor,
+    num_weights: tl.tensor,
+    SHORT: tl.constexpr,
+    BLOCKSIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+) -> None:
+    """A program codes ROWS blocks from `first_block` on: full ones, or the SHORT last one."""
+    block = first_block + tl.program_id(0).to(tl.int64) * ROWS
+    start = block * BLOCKSIZE
+    left = tl.minimum(num_weights - start, ROWS * BLOCKSIZE).to(tl.int32)
+    row = tl.arange(0, ROWS)
+    index = row[:, None] * BLOCKSIZE + tl.arange(0, BLOCKSIZE)[None, :]
+    weight = tl.load(weight_ptr + start + index, mask=index < left, other=0.0).to(tl.float32)
+    bits = weight.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    scale = tl.max(bits, axis=1).to(tl.float32, bitcast=True)
+    # Not a maximum of floats: it might drop a NaN, which the caller must find.
+    raised = tl.where(scale < LEAST_SCALE, LEAST_SCALE, scale)
+    if SHORT:
+        scale = raised
+        normalized = tl.div_rn(weight, tl.broadcast_to(raised[:, None], (ROWS, BLOCKSIZE)))
+    else:
+        one = tl.full((ROWS,), 1.0, tl.float32)
+        normalized = weight * tl.div_rn(one, raised)[:, None]
+    # Clamping to ±1 is left out: all midpoints lie within.
+    rank = tl.full((ROWS, BLOCKSIZE), 0, tl.int32)
+    for i in tl.static_range(15):
+        rank += (normalized > tl.load(midpoint_ptr + i)).to(tl.int32)
+    code = tl.load(order_ptr + rank).to(tl.int32)
+    high, low = tl.split(tl.reshape(code, (ROWS, BLOCKSIZE // 2, 2)))
+    byte = row[:, None] * (BLOCKSIZE // 2) + tl.arange(0, BLOCKSIZE // 2)[None, :]
+    out = packed_ptr + start // 2 + byte
+    tl.store(out, ((high << 4) | low).to(tl.uint8), mask=byte * 2 < left)
+    tl.store(absmax_ptr + block + row, scale, mask=row * BLOCKSIZE < left)
+
+
+@triton.jit
+def expand_absmax_kernel(
+    code_ptr: tl.tensor,
+    nested_ptr: tl.tensor,
+    offset_ptr: tl.tensor,
+    map_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    num_scales: tl.tensor,
+    TILE: tl.constexpr,
+) -> None:
+    """``out = map[code] * nested + offset``: a program expands TILE scales."""
+    index = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    mask = index < num_scales
+    scale = scales(code_ptr, nested_ptr, offset_ptr, map_ptr, index, mask, True)
+    tl.store(out_ptr + index, scale, mask=mask)
+
+
+@triton.jit
+def code_absmax_kernel(
+    absmax_ptr: tl.tensor,
+    offset_ptr: tl.tensor,
+    midpoint_ptr: tl.tensor,
+    code_ptr: tl.tensor,
+    nested_ptr: tl.tensor,
+    num_scales: tl.tensor,
+    BLOCKSIZE: tl.constexpr,
+) -> None:
+    """A program codes one block of BLOCKSIZE scales in 8 bits; `offset` is known."""
+    block = tl.program_id(0).to(tl.int64)
+    index = block * BLOCKSIZE + tl.arange(0, BLOCKSIZE)
+    mask = index < num_scales
+    offset = tl.load(offset_ptr)
+    # What fills up the last block is 0 after the offset is taken off, and counts for nothing.
+    centered = tl.where(mask, tl.load(absmax_ptr + index, mask=mask, other=0.0) - offset, 0.0)
+    bits = centered.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    nested = tl.max(bits, axis=0).to(tl.float32, bitcast=True)
+    tl.store(nested_ptr + block, nested)
+    is_zero = nested == 0.0
+    divisor = tl.full((BLOCKSIZE,), 0.0, tl.float32) + tl.where(is_zero, 1.0, nested)
+    inverse = tl.div_rn(tl.full((BLOCKSIZE,), 1.0, tl.float32), divisor)
+    normalized = centered * inverse
+    normalized = tl.where(normalized > 1.0, 1.0, tl.where(normalized < -1.0, -1.0, normalized))
+    step = ((normalized + 1.0) * 0.5 * LAST_STEP + 0.5).to(tl.int32).to(tl.float32)
+    last = tl.full((BLOCKSIZE,), LAST_STEP, tl.float32)
+    on_grid = tl.div_rn(step * 2.0, last) - 1.0
+    # How many of 255 midpoints lie strictly below: eight halvings of what is left.
+    code = tl.full((BLOCKSIZE,), 0, tl.int32)
+    for i in tl.static_range(8):
+        half = 128 >> i
+        below = tl.load(midpoint_ptr + code + (half - 1)) < on_grid
+        code += tl.where(below, half, 0)
+    code = tl.where(is_zero, 0, code)
+    tl.store(code_ptr + index, code.to(tl.uint8), mask=mask)

@@ -1,0 +1,160 @@
+"""Quantization and back on a GPU: tensors in, kernels launched, tensors out.
+
+Nothing here looks for a GPU: the kernels run where their tensors are, and through Triton's
+interpreter on the CPU. Importing this needs Triton; `backend` does so at the first call.
+
+Without contraction of products and sums (``enable_fp_fusion=False``) scales in 8 bits, a product
+and a sum, round twice as the reference does.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ince.errors import QuantError
+from ince.ops.codes import ABSMAX_BLOCKSIZE
+from ince.ops.reference import refuse_non_finite
+from ince.ops.triton.kernels import (
+    code_absmax_kernel,
+    expand_absmax_kernel,
+    expand_kernel,
+    quantize_kernel,
+)
+from ince.ops.triton.tables import code_on, map_midpoints_on, map_on, midpoints_on
+
+__all__ = ["dequantize_4bit", "dequantize_absmax", "quantize_4bit", "quantize_absmax"]
+
+# Bytes that a program expands: eight for each of its 128 threads.
+_EXPAND_BYTES = 1024
+
+# Weights that a program codes, at least; a block of 4096 goes to one program.
+_QUANTIZE_WEIGHTS = 1024
+
+# Scales that a program expands.
+_SCALES = 1024
+
+
+def dequantize_4bit(
+    packed: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor | None,
+    nested_offset: Tensor | None,
+    blocksize: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    quant_type: str,
+) -> Tensor:
+    """See `ince.ops.dequantize_4bit`; scales in 8 bits are expanded on the way."""
+    out = packed.new_empty(tuple(shape), dtype=dtype)
+    columns = min(blocksize // 2, _EXPAND_BYTES)
+    num_programs = -(-packed.numel() // _EXPAND_BYTES)
+    with torch.cuda.device_of(packed):
+        expand_kernel[(num_programs,)](
+            packed.contiguous(),
+            absmax.contiguous(),
+            nested_absmax if nested_absmax is None else nested_absmax.contiguous(),
+            nested_offset,
+            map_on(packed.device),
+            code_on(quant_type, packed.device),
+            out,
+            math.prod(shape),
+            NESTED=nested_absmax is not None,
+            BLOCKSIZE=blocksize,
+            ROWS=_EXPAND_BYTES // columns,
+            COLS=columns,
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
+    return out
+
+
+def quantize_4bit(
+    weight: Tensor, blocksize: int, quant_type: str, scale_search: bool
+) -> tuple[Tensor, Tensor]:
+    """See `ince.ops.quantize_4bit`."""
+    if scale_search:
+        raise QuantError("scale search is not there yet")
+    flat = weight.contiguous().view(-1)
+    num_weights = flat.numel()
+    packed = flat.new_empty(((num_weights + 1) // 2, 1), dtype=torch.uint8)
+    num_full, num_left = divmod(num_weights, blocksize)
+    absmax = flat.new_empty((num_full + (num_left > 0),), dtype=torch.float32)
+    midpoints, order = midpoints_on(quant_type, flat.device)
+    rows = max(1, _QUANTIZE_WEIGHTS // blocksize)
+
+    def launch(first_block: int, num_blocks: int, end: int, short: bool) -> None:
+        quantize_kernel[(-(-num_blocks // rows),)](
+            flat,
+            midpoints,
+            order,
+            packed,
+            absmax,
+            first_block,
+            end,
+            SHORT=short,
+            BLOCKSIZE=blocksize,
+            ROWS=1 if short else rows,
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
+
+    with torch.cuda.device_of(flat):
+        if num_full:
+            launch(0, num_full, num_full * blocksize, short=False)
+        if num_left:
+            launch(num_full, 1, num_weights, short=True)
+    if not bool(absmax.isfinite().all()):
+        refuse_non_finite(weight)
+    return packed, absmax
+
+
+def quantize_absmax(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See `ince.ops.quantize_absmax`. The mean is the device's own, as in the reference."""
+    scales = absmax.contiguous().view(-1)
+    num_scales = scales.numel()
+    offset = scales.mean()
+    num_blocks = -(-num_scales // ABSMAX_BLOCKSIZE)
+    codes = scales.new_empty((num_scales,), dtype=torch.uint8)
+    nested_absmax = scales.new_empty((num_blocks,))
+    with torch.cuda.device_of(scales):
+        code_absmax_kernel[(num_blocks,)](
+            scales,
+            offset,
+            map_midpoints_on(scales.device),
+            codes,
+            nested_absmax,
+            num_scales,
+            BLOCKSIZE=ABSMAX_BLOCKSIZE,
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
+    if not bool(nested_absmax.isfinite().all()):
+        raise QuantError(
+            "block scales are not finite, or too large to be summed",
+            where="absmax",
+            got=f"{int((~scales.isfinite()).sum())} of {num_scales} not finite, mean {offset}",
+            expected="finite scales with a finite mean in float32",
+            do="quantize without double quantization, or check the weights",
+        )
+    return codes, nested_absmax, offset
+
+
+def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> Tensor:
+    """See `ince.ops.dequantize_absmax`."""
+    num_scales = codes.numel()
+    out = codes.new_empty((num_scales,), dtype=torch.float32)
+    with torch.cuda.device_of(codes):
+        expand_absmax_kernel[(-(-num_scales // _SCALES),)](
+            codes.contiguous(),
+            nested_absmax.contiguous(),
+            offset,
+            map_on(codes.device),
+            out,
+            num_scales,
+            TILE=_SCALES,
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
+    return out

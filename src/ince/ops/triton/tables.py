@@ -1,0 +1,39 @@
+"""The constants that kernels read from memory, made once for each device."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ince.ops.codes import code_of, dynamic_map
+
+__all__ = ["code_on", "map_midpoints_on", "map_on", "midpoints_on"]
+
+
+@lru_cache(maxsize=64)
+def code_on(quant_type: str, device: torch.device) -> Tensor:
+    """(16,) float32: the value of each 4-bit code."""
+    return code_of(quant_type).to(device)
+
+
+@lru_cache(maxsize=64)
+def midpoints_on(quant_type: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(15,) float32, the midpoints of neighboring values; (16,) uint8, codes by ascending value."""
+    code = code_of(quant_type)
+    order = torch.argsort(code, stable=True)
+    values = code[order]
+    midpoints = (values[:-1] + values[1:]) / 2
+    return midpoints.to(device), order.to(torch.uint8).to(device)
+
+
+@lru_cache(maxsize=16)
+def map_on(device: torch.device) -> Tensor:
+    """(256,) float32: the value of each 8-bit code of a scale."""
+    return dynamic_map().to(device)
+
+
+@lru_cache(maxsize=16)
+def map_midpoints_on(device: torch.device) -> Tensor:
+    """(255,) float32: the midpoints of neighboring values of `map_on`."""
+    code = dynamic_map()
+    return (0.5 * (code[:-1] + code[1:])).to(device)
