@@ -8,6 +8,10 @@ PIP    := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-
 
 PYTEST := $(BIN)/python -m pytest --quiet
 
+# C++ that `pip install` compiles, and what that leaves beside it.
+KERNELS  := src/ince/ops/cpu/kernels
+COMPILED := $(wildcard $(KERNELS)/CMakeLists.txt $(KERNELS)/*.cpp $(KERNELS)/*.h)
+
 .DEFAULT_GOAL := help
 .PHONY: help demo install test unit test-long lint types contracts format clean
 
@@ -19,7 +23,7 @@ demo: $(STAMP)  ## fine-tune the packaged model on Turkish, and show what it gai
 
 install: $(STAMP)  ## make .venv with everything that the demo and the tests need
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(COMPILED)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "ince needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@test -x $(BIN)/python || { echo "making $(VENV)"; $(PYTHON) -m venv $(VENV); }
@@ -54,5 +58,8 @@ format: $(STAMP)  ## let ruff mend what it can
 	@$(BIN)/ruff format --quiet .
 
 clean:  ## remove .venv and caches; runs stay
+	@rm -rf $(KERNELS)/CMakeCache.txt $(KERNELS)/CMakeFiles $(KERNELS)/CMakeInit.txt $(KERNELS)/.cmake
+	@rm -rf $(KERNELS)/*.cmake $(KERNELS)/*.ninja $(KERNELS)/.ninja* $(KERNELS)/.skbuild* $(KERNELS)/Makefile
+	@rm -f src/ince/ops/cpu/libince_cpu.*
 	@rm -rf $(VENV) build dist .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

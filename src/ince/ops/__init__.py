@@ -7,7 +7,7 @@ expanded, within rounding where sums are taken. The functions here call the oper
 same name under ``torch.ops.ince``.
 """
 
-from ince.ops import reference, triton
+from ince.ops import cpu, reference, triton
 from ince.ops.absmax import dequantize_absmax, quantize_absmax
 from ince.ops.codes import BLOCKSIZES, CODES, NF4_CODE, QUANT_TYPES, code_of, dynamic_map
 from ince.ops.four_bit import dequantize_4bit, quantize_4bit
@@ -19,6 +19,7 @@ __all__ = [
     "NF4_CODE",
     "QUANT_TYPES",
     "code_of",
+    "cpu",
     "dequantize_4bit",
     "dequantize_absmax",
     "dynamic_map",

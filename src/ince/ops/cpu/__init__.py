@@ -1,0 +1,11 @@
+"""The CPU backend: C++ compiled when ince is installed, the instruction set chosen when it runs.
+
+It equals the reference to the bit where weights are packed and expanded, and up to the order of
+sums where they are multiplied. Where the library is missing (no compiler when ince was
+installed), the reference does the work: that is said once in the log, and by `status`.
+"""
+
+from ince.ops.cpu import four_bit, linear
+from ince.ops.cpu.library import instruction_sets, status, use_instruction_set
+
+__all__ = ["four_bit", "instruction_sets", "linear", "status", "use_instruction_set"]

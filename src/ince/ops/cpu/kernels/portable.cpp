@@ -1,0 +1,23 @@
+// Any processor: plain C++.
+
+#include "scalar.h"
+
+namespace ince {
+namespace {
+
+bool quantize(const QuantizeArgs& args, int64_t first, int64_t last) {
+  for (int64_t block = first; block < last; ++block) {
+    if (!quantize_block(args, block)) return false;
+  }
+  return true;
+}
+
+void dequantize(const DequantizeArgs& args, int64_t first, int64_t last) {
+  for (int64_t block = first; block < last; ++block) dequantize_block(args, block);
+}
+
+}  // namespace
+
+const Kernels kPortable = {"portable", quantize, dequantize};
+
+}  // namespace ince

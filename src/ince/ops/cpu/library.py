@@ -1,0 +1,198 @@
+"""Finds the compiled kernels and loads them: once, at the first operator that wants them.
+
+The library has a plain C interface and is called through `ctypes`, which lets other Python
+threads run meanwhile. It brings no threads: work runs on the OpenMP team of PyTorch, whose
+entry point is looked up in the OpenMP library that PyTorch has loaded, and takes as many
+threads as `torch.get_num_threads` says.
+"""
+
+import ctypes
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from ince.errors import InputError, did_you_mean
+from ince.ops.backends import BackendReport, is_reference_only
+
+__all__ = ["Library", "active", "instruction_sets", "status", "use_instruction_set"]
+
+_LOG = logging.getLogger("ince.ops")
+
+# Forces an instruction set; the best one that the processor has is taken without it.
+_VARIABLE = "INCE_CPU_ISA"
+
+# Of the C interface; see ince_version in kernels/library.cpp.
+_VERSION = 1
+
+_ADDRESS, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+
+
+@dataclass(frozen=True)
+class Library:
+    """The compiled functions. They take addresses and sizes, and check nothing."""
+
+    instruction_sets: tuple[str, ...]
+    """That this processor has and the library was compiled for, best first."""
+    runs_in_threads: bool
+    """Whether the OpenMP team of PyTorch was found."""
+    use: Callable[[bytes], int]
+    quantize: Callable[..., int]
+    dequantize: Callable[..., object]
+
+
+@dataclass
+class _State:
+    """What is known of the library in this process."""
+
+    instruction_set: str = ""
+    reason: str | None = None
+    """Why there is none."""
+
+
+_STATE = _State()
+
+
+def active() -> Library | None:
+    """The library, or nothing where the reference must do the work.
+
+    Raises:
+        InputError: the environment forces an instruction set that is not there.
+    """
+    return None if is_reference_only() else _library()
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Instruction sets that can be used here, best first; empty without the library."""
+    library = _library()
+    return () if library is None else library.instruction_sets
+
+
+def use_instruction_set(name: str | None = None) -> str | None:
+    """Use an instruction set from now on, in all threads; without a name, the best.
+
+    Returns:
+        The one that was in use before, to go back to; nothing without the library.
+
+    Raises:
+        InputError: there is no such instruction set here.
+    """
+    library = _library()
+    if library is None:
+        return None
+    before = _STATE.instruction_set
+    _use(library, library.instruction_sets[0] if name is None else name, "instruction set")
+    return before
+
+
+def status() -> BackendReport:
+    """What runs on the CPU, for `ince.ops.backends.report`."""
+    library = _library()
+    if library is None:
+        return BackendReport("cpu", "reference", "plain PyTorch", _STATE.reason)
+    count = torch.get_num_threads() if library.runs_in_threads else 1
+    threads = f"{count} thread{'s' if count > 1 else ''}"
+    if not library.runs_in_threads:
+        threads += ", as PyTorch's OpenMP was not found"
+    return BackendReport("cpu", "cpu", f"{_STATE.instruction_set}, {threads}")
+
+
+def _use(library: Library, name: str, where: str) -> None:
+    if not library.use(name.encode()):
+        raise InputError(
+            "no such instruction set here",
+            where=where,
+            got=name,
+            expected=", ".join(library.instruction_sets),
+            do=did_you_mean(name, library.instruction_sets)
+            or "leave it out: the best is used by itself",
+        )
+    _STATE.instruction_set = name
+
+
+@lru_cache(maxsize=1)
+def _library() -> Library | None:
+    try:
+        library = _load(_path())
+    except (OSError, AttributeError) as error:
+        _STATE.reason = str(error)
+        _LOG.warning("the CPU kernels cannot be used, plain PyTorch is: %s", error)
+        return None
+    forced = os.environ.get(_VARIABLE)
+    _use(library, forced or library.instruction_sets[0], _VARIABLE)
+    return library
+
+
+def _path() -> Path:
+    folder = Path(__file__).parent
+    # CMake names a loadable module .so on Linux and on macOS.
+    for suffix in (".so", ".dylib", ".dll"):
+        path = folder / f"libince_cpu{suffix}"
+        if path.is_file():
+            return path
+    raise OSError(
+        "they were not compiled when ince was installed; install a C++ compiler, then ince again"
+    )
+
+
+def _load(path: Path) -> Library:
+    handle = ctypes.CDLL(str(path))
+
+    def function(name: str, *argtypes: type, result: type | None = None) -> Callable[..., int]:
+        found = getattr(handle, name)
+        found.argtypes, found.restype = argtypes, result
+        return found
+
+    version = function("ince_version", result=_NUMBER)()
+    if version != _VERSION:
+        raise OSError(
+            f"{path.name} is of another version of ince ({version}, expected {_VERSION});"
+            " install ince again"
+        )
+    team = _openmp_entry()
+    function("ince_set_team", _ADDRESS)(team)
+    names = ctypes.create_string_buffer(256)
+    function("ince_supported", ctypes.c_char_p, _COUNT)(names, len(names))
+    # Arguments are those of kernels/library.cpp, in its order.
+    quantize = (_ADDRESS, _NUMBER, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _ADDRESS, _NUMBER)
+    parts = (_ADDRESS,) * 5
+    dequantize = (*parts, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER)
+    return Library(
+        instruction_sets=tuple(names.value.decode().split()),
+        runs_in_threads=team is not None,
+        use=function("ince_use", ctypes.c_char_p, result=_NUMBER),
+        quantize=function("ince_quantize", *quantize, result=_NUMBER),
+        dequantize=function("ince_dequantize", *dequantize),
+    )
+
+
+def _openmp_entry() -> int | None:
+    """The address of GOMP_parallel in the OpenMP library that PyTorch runs on.
+
+    GNU's library has it, and so have those of LLVM and Intel. A library is looked at only when
+    it is loaded already: a second OpenMP in one process would bring a second team.
+    """
+    for handle in _openmp_libraries():
+        try:
+            return ctypes.cast(handle.GOMP_parallel, _ADDRESS).value
+        except AttributeError:
+            continue
+    return None
+
+
+def _openmp_libraries() -> Iterator[ctypes.CDLL]:
+    if sys.platform == "win32":
+        return
+    root = Path(torch.__file__).parent
+    for folder in (root / "lib", root.parent / "torch.libs"):
+        for path in sorted(folder.glob("lib*omp*")):
+            try:
+                yield ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+            except OSError:
+                continue
+    yield ctypes.CDLL(None)
