@@ -50,7 +50,8 @@ _FP4_MAGNITUDES: Final = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 CODES: Final = {
     "nf4": NF4_CODE,
     # Sign, two bits of exponent, one of mantissa, in the order of bitsandbytes' bit patterns.
-    "fp4": tuple(sign * m / 12.0 for sign in (1.0, -1.0) for m in _FP4_MAGNITUDES),
+    # There is no negative zero: code 8 is zero too.
+    "fp4": tuple(0.0 if m == 0 else sign * m / 12 for sign in (1, -1) for m in _FP4_MAGNITUDES),
     # Fifteen equal steps around zero. The sixteenth code has a value, and is never written.
     "int4": (*((q - 7) / 7 for q in range(15)), 1.0),
 }

@@ -1,8 +1,8 @@
 """Four bits in plain PyTorch, in bounded memory: the definition that other backends equal.
 
 *Quantization*: the full blocks are multiplied by ``1 / max(absmax, 1e-38)``, a short last one is
-divided by its scale, all clamped to ±1; the code of a weight is how many midpoints between
-neighboring values lie strictly below it.
+divided by its scale, all clamped to ±1; how many midpoints between neighboring values lie
+strictly below a weight tells its code. `scale_search` may put another scale in absmax's place.
 
 *Dequantization* gathers pairs. A byte is an index into 256 pairs of float32, each moved as one
 64-bit word, which halves the gathers and never takes nibbles apart.
@@ -21,6 +21,8 @@ from ince.errors import QuantError
 from ince.ops.codes import code_of
 from ince.ops.four_bit import DEQUANTIZE_4BIT, QUANTIZE_4BIT
 from ince.ops.reference.absmax import dequantize_absmax
+from ince.ops.reference.nearest import nearest_code
+from ince.ops.reference.scale_search import search_scales
 
 __all__ = ["dequantize_4bit", "quantize_4bit", "refuse_non_finite"]
 
@@ -32,16 +34,6 @@ _LEAST_SCALE = 1e-38
 
 
 @lru_cache(maxsize=16)
-def _midpoints(quant_type: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The fifteen midpoints, ascending, and the sixteen codes in the order of their values."""
-    code = code_of(quant_type)
-    order = torch.argsort(code, stable=True)
-    values = code[order]
-    midpoints = (values[:-1] + values[1:]) / 2
-    return midpoints.to(device), order.to(torch.uint8).to(device)
-
-
-@lru_cache(maxsize=16)
 def _pairs(quant_type: str, device: torch.device) -> Tensor:
     byte = torch.arange(256, device="cpu")
     code = code_of(quant_type)
@@ -49,27 +41,26 @@ def _pairs(quant_type: str, device: torch.device) -> Tensor:
     return pairs.to(device)
 
 
-def _nearest(normalized: Tensor, quant_type: str) -> Tensor:
-    """Codes, uint8, of values in [-1, 1]."""
-    midpoints, order = _midpoints(quant_type, normalized.device)
-    rank = torch.bucketize(normalized, midpoints, out_int32=True)
-    return order.index_select(0, rank)
+def _largest(piece: Tensor, absmax: Tensor, blocksize: int) -> None:
+    """The largest magnitude of each block of a piece, into `absmax`."""
+    num_blocks, num_left = divmod(piece.numel(), blocksize)
+    blocks = piece[: num_blocks * blocksize].view(num_blocks, blocksize)
+    torch.amax(blocks.abs(), dim=1, out=absmax[:num_blocks])
+    if num_left:
+        # bitsandbytes keeps the raised scale here, and divides by it.
+        absmax[num_blocks] = piece[-num_left:].abs().amax().clamp(min=_LEAST_SCALE)
 
 
 def _normalized(piece: Tensor, absmax: Tensor, blocksize: int) -> Tensor:
-    """A piece of an even number of weights over the scales of its blocks, which go to `absmax`."""
+    """A piece over the scales of its blocks, clamped to ±1, made even by a zero."""
     num_weights = piece.numel()
     num_blocks, num_left = divmod(num_weights, blocksize)
     num_full = num_weights - num_left
     result = piece.new_zeros(num_weights + num_weights % 2)
     blocks = piece[:num_full].view(num_blocks, blocksize)
-    scale = absmax[:num_blocks]
-    torch.amax(blocks.abs(), dim=1, out=scale)
-    inverse = 1.0 / scale.clamp(min=_LEAST_SCALE)
+    inverse = 1.0 / absmax[:num_blocks].clamp(min=_LEAST_SCALE)
     torch.mul(blocks, inverse[:, None], out=result[:num_full].view(num_blocks, blocksize))
     if num_left:
-        # bitsandbytes keeps the raised scale here, and divides by it.
-        absmax[num_blocks] = piece[num_full:].abs().amax().clamp(min=_LEAST_SCALE)
         torch.div(piece[num_full:], absmax[num_blocks], out=result[num_full:num_weights])
     return result.clamp_(-1, 1)
 
@@ -92,8 +83,6 @@ def quantize_4bit(
     weight: Tensor, blocksize: int, quant_type: str, scale_search: bool
 ) -> tuple[Tensor, Tensor]:
     """See `ince.ops.quantize_4bit`."""
-    if scale_search:
-        raise QuantError("scale search is not there yet")
     flat = weight.reshape(-1)
     num_weights = flat.numel()
     packed = flat.new_empty(((num_weights + 1) // 2, 1), dtype=torch.uint8)
@@ -101,11 +90,15 @@ def quantize_4bit(
     for start in range(0, num_weights, _PIECE):
         piece = flat[start : start + _PIECE].float()
         scale = absmax[start // blocksize : -(-(start + piece.numel()) // blocksize)]
-        normalized = _normalized(piece, scale, blocksize)
+        _largest(piece, scale, blocksize)
         # A maximum carries NaN and infinity along, so that the scales tell for the weights.
         if not bool(scale.isfinite().all()):
             refuse_non_finite(weight)
-        code = _nearest(normalized, quant_type)
+        normalized = _normalized(piece, scale, blocksize)
+        if scale_search:
+            search_scales(normalized, scale, blocksize, quant_type)
+            normalized = _normalized(piece, scale, blocksize)
+        code = nearest_code(normalized, quant_type)
         bytes_ = packed[start // 2 : (start + code.numel()) // 2, 0]
         torch.bitwise_or(code[::2] << 4, code[1::2], out=bytes_)
     return packed, absmax
