@@ -65,34 +65,28 @@ class EmptyOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def weights_to_pack(model: nn.Module, config: NF4Config | None) -> dict[str, str]:
-    """Weight → module, of the linear layers to pack.
+def weights_to_pack(model: nn.Module, config: NF4Config | None) -> frozenset[str]:
+    """Names of the weights to pack.
 
     Raises:
         QuantError: see `quantizable_names`.
     """
     if config is None:
-        return {}
-    return {f"{name}.weight": name for name in quantizable_names(model, config)}
+        return frozenset()
+    return frozenset(f"{name}.weight" for name in quantizable_names(model, config))
 
 
-def place(
-    model: nn.Module,
-    finished: Iterable[Finished],
-    *,
-    packed: Mapping[str, str],
-    config: NF4Config | None,
-) -> None:
+def place(model: nn.Module, finished: Iterable[Finished]) -> None:
     """Put tensors into the places of the model's empty ones, as they come."""
     places: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(id(module), []).append(name)
     for each in finished:
         if each.tensor is None:
-            assert config is not None
-            linear = model.get_submodule(packed[each.target.name])
+            assert each.config is not None
+            linear = model.get_submodule(each.target.name.rpartition(".")[0])
             assert isinstance(linear, nn.Linear)
-            layer = _packed_layer(linear, each.parts, config)
+            layer = _packed_layer(linear, each.parts, each.config)
             for name in places[id(linear)]:
                 parent, _, leaf = name.rpartition(".")
                 setattr(model.get_submodule(parent), leaf, layer)

@@ -5,18 +5,22 @@ weights apart that the class holds fused, or store what the class ties. transfor
 conversions (``conversion_mapping``); here its table is turned into places: stored tensor →
 region of a tensor of the model. So such checkpoints stream like all others.
 
+A weight that bitsandbytes packed is several stored tensors; they make one target, as they are.
+
 What is neither renaming nor putting side by side (permuting, splitting, dequantizing) has no
 places: `find_layout` says None, and the caller leaves the model to transformers' loader.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ince.errors import ModelReferenceError
+from ince.formats.bitsandbytes import packed_names
+from ince.formats.bitsandbytes_state import PackedState, decode_state
 from ince.models.source import TensorSource, tensor_runs
 
 if TYPE_CHECKING:
@@ -46,6 +50,10 @@ class Target:
     dtype: torch.dtype
     """In the model, or before it is packed."""
     pieces: tuple[Piece, ...]
+    packed_as: str | None = None
+    """Stored name of a weight that is packed already; its pieces are the parts."""
+    packed: PackedState | None = None
+    """What is stored about it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,10 @@ def find_layout(
     wanted: dict[str, torch.Tensor] = model.state_dict()
     tied: dict[str, str] = model.all_tied_weights_keys
     conversions = conversion_mapping.get_model_conversion_mapping(model)
-    renamed = _renamed(model, source, wanted, conversions)
+    packed = packed_names(source.entries)
+    in_packed = {part for parts in packed.values() for part in parts}
+    names = [*packed, *(name for name in source.entries if name not in in_packed)]
+    renamed = _renamed(model, names, wanted, conversions)
     if renamed is None:
         return None
     unknown = [n for n in renamed if n not in wanted and not _is_leftover(model, n)]
@@ -90,8 +101,17 @@ def find_layout(
     for name, parts in renamed.items():
         if name in wanted:
             shape = tuple(wanted[name].shape)
-            pieces = _pieces(name, parts, shape, source)
-            targets[name] = Target(name, shape, plan.get(name, wanted[name].dtype), pieces)
+            stored = [each for of_pattern in parts.stored.values() for each in of_pattern]
+            kept = plan.get(name, wanted[name].dtype)
+            if not any(each in packed for each in stored):
+                pieces = _pieces(name, parts, shape, source)
+                targets[name] = Target(name, shape, kept, pieces)
+            elif len(stored) > 1 or parts.stacked:
+                return None  # scales of scales cannot be fused
+            else:
+                state = _packed_state(name, packed[stored[0]], shape, source)
+                pieces = tuple(Piece(part, ()) for part in packed[stored[0]])
+                targets[name] = Target(name, shape, kept, pieces, stored[0], state)
     for name in [name for name in targets if name in tied]:
         if not _is_equal_copy(targets.pop(name), targets.get(tied[name]), source):
             return None
@@ -109,7 +129,7 @@ class _Parts:
 
 def _renamed(
     model: "PreTrainedModel",
-    source: TensorSource,
+    names: Iterable[str],
     wanted: Mapping[str, object],
     mapping: Sequence[Any],
 ) -> dict[str, _Parts] | None:
@@ -121,7 +141,7 @@ def _renamed(
     rename = core_model_loading.rename_source_key
     prefix = model.base_model_prefix
     found: dict[str, _Parts] = {}
-    for stored in sorted(source.entries, key=core_model_loading.dot_natural_key):
+    for stored in sorted(names, key=core_model_loading.dot_natural_key):
         name, pattern = rename(stored, renamings, converters, prefix, wanted)  # pyright: ignore[reportArgumentType]
         if name not in wanted and stored in wanted:
             name, pattern = rename(stored, [], [], prefix, wanted)  # pyright: ignore[reportArgumentType]
@@ -209,6 +229,16 @@ def _check_shape(name: str, stored: str, shape: tuple[int, ...], source: TensorS
             expected=list(shape),
             do="config.json and the weights belong to different models; get both again",
         )
+
+
+def _packed_state(
+    name: str, parts: Sequence[str], shape: tuple[int, ...], source: TensorSource
+) -> PackedState:
+    (stored,) = (part for part in parts if ".quant_state." in part)
+    state = decode_state(stored, source.read(stored))
+    if state.shape != shape:
+        raise _unfit(name, source, list(state.shape), list(shape))
+    return state
 
 
 def _unfit(name: str, source: TensorSource, got: object, expected: object) -> ModelReferenceError:

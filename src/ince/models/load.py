@@ -11,6 +11,7 @@ from ince.errors import CorruptFileError, InputError, ModelReferenceError, did_y
 from ince.lora.base_identity import note_origin
 from ince.models.build import EmptyOnMeta, check_filled, place, weights_to_pack
 from ince.models.layout import Layout, find_layout
+from ince.models.prequantized import check_agreement, stored_quantization
 from ince.models.quiet import quiet_transformers
 from ince.models.reference import ResolvedModel, resolve
 from ince.models.source import SafetensorsSource, TensorSource
@@ -46,7 +47,8 @@ def load_model(
 
     Args:
         reference: a packaged name, folder, GGUF file or hub id; or what `resolve` returned.
-        quantization: pack the linear layers (never the output head) as NF4.
+        quantization: pack the linear layers in four bits. A folder of bitsandbytes' in four bits
+            keeps its codes, with None or with settings that it fits.
         dtype: of what is not quantized; bfloat16 when None.
         device: ``"auto"`` takes CUDA, then MPS, then the CPU; else a torch device.
         revision: branch, tag or commit, for a hub id.
@@ -73,9 +75,9 @@ def load_model(
         resolved = resolve(reference, revision, progress=progress)
     source = SafetensorsSource(resolved.folder)
     with quiet_transformers():
-        config = _read_config(resolved.folder)
+        config, stored = _read_config(resolved.folder)
         tokenizer = load_tokenizer(resolved.folder)
-        model = _load(config, source, kept, target, quantization, progress)
+        model = _load(config, source, kept, target, quantization, stored, progress)
     _check_vocabulary(model, tokenizer, resolved.folder)
     model.name_or_path = resolved.name
     model.config.name_or_path = resolved.name
@@ -146,18 +148,22 @@ def _load(
     dtype: torch.dtype,
     device: torch.device,
     quantization: NF4Config | None,
+    stored: NF4Config | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> "PreTrainedModel":
     model = _empty_model(config, source.folder, dtype)
     layout = find_layout(model, source, dtype)
     packed = weights_to_pack(model, quantization)
+    if stored is not None:
+        check_agreement(layout, packed, quantization, source.folder)
+        packed, quantization = frozenset(), quantization or stored
     if layout is None or _are_tied(model, packed):
         del model
         return _load_whole(source.folder, dtype, device, quantization, progress)
     finished = stream(
         source, layout, packed=packed, config=quantization, device=device, progress=progress
     )
-    place(model, finished, packed=packed, config=quantization)
+    place(model, finished)
     _finish(model, layout, source.folder, device)
     return model
 
@@ -206,28 +212,21 @@ def _finish(model: "PreTrainedModel", layout: Layout, folder: Path, device: torc
             ) from error
 
 
-def _read_config(folder: Path) -> Any:
+def _read_config(folder: Path) -> tuple[Any, NF4Config | None]:
+    """transformers' config, and how the weights are packed where they are."""
     from transformers import AutoConfig
 
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptFileError(
             "not readable as JSON", where=path, got=str(error), do="get the model again"
         ) from error
-    stored = raw.get("quantization_config") if isinstance(raw, dict) else None
-    if stored:
-        method = stored.get("quant_method") if isinstance(stored, dict) else stored
-        raise ModelReferenceError(
-            "the weights in this folder are quantized already",
-            where=path,
-            got=method,
-            expected="16-bit or 32-bit weights; ince quantizes them itself while loading",
-            do="use the original model that this one was made from",
-        )
+    # What is no object transformers refuses below.
+    stored = stored_quantization(raw, path) if isinstance(raw, dict) else None
     try:
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -238,6 +237,10 @@ def _read_config(folder: Path) -> Any:
             expected="the config of an architecture that the installed transformers knows",
             do="code that comes with a model is never run; update transformers if it is newer",
         ) from error
+    if stored is not None:
+        # The layers of the model say it; transformers would quantize what it saves once more.
+        vars(config).pop("quantization_config", None)
+    return config, stored
 
 
 def _load_whole(

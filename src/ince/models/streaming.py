@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ince.errors import QuantError
+from ince.formats.bitsandbytes import read_packed
 from ince.heap import give_back
 from ince.models.layout import Layout, Piece, Target
 from ince.models.source import TensorSource, tensor_runs
@@ -41,6 +42,8 @@ class Finished:
     """In the type of the target; None where it was packed."""
     parts: dict[str, Tensor]
     """The buffers of `Linear4bit`, where it was packed."""
+    config: NF4Config | None = None
+    """How it was packed."""
 
 
 def stream(
@@ -59,7 +62,8 @@ def stream(
         source: the stored tensors.
         layout: which of them make up which tensor of the model.
         packed: names in the model of the weights to pack.
-        config: how; None packs none.
+        config: how; None packs none. Weights that are packed already keep their format, and
+            take the type of products from here.
         device: where tensors go, and are packed.
         skip: names in the model that are not wanted; nothing of them is read.
         progress: told ``("loading", done, total)`` in stored bytes.
@@ -70,7 +74,7 @@ def stream(
     """
     homes = {piece.stored: (t, piece) for t in layout.targets.values() for piece in t.pieces}
     meter = _Meter(sum(entry.num_bytes for entry in source.entries.values()), progress)
-    begun: dict[str, _Building] = {}
+    begun: dict[str, _Building | _Collecting] = {}
     for stored in source.order():
         home = homes.get(stored)
         entry = source.entries[stored]
@@ -80,14 +84,17 @@ def stream(
         target, piece = home
         building = begun.get(target.name)
         if building is None:
-            is_packed = config is not None and target.name in packed
-            building = _Building(target, source, config if is_packed else None, device)
+            to_pack = config if target.name in packed else None
+            if target.packed_as is not None:
+                building = _Collecting(target, source, config, device)
+            else:
+                building = _Building(target, source, to_pack, device, is_checked=config is not None)
             begun[target.name] = building
         share = entry.num_bytes / max(1, math.prod(entry.shape))
         building.take(piece, lambda count, share=share: meter.advance(count * share))
         if building.is_whole:
             del begun[target.name]
-            finished = building.finished(is_checked=config is not None)
+            finished = building.finished()
             del building
             yield finished
             del finished
@@ -125,8 +132,12 @@ class _Building:
         source: TensorSource,
         config: NF4Config | None,
         device: torch.device,
+        *,
+        is_checked: bool,
     ) -> None:
+        """With `is_checked`, floats that stay must be finite too."""
         self._target = target
+        self._is_checked = is_checked
         self._source = source
         self._device = device
         self._config = config
@@ -177,20 +188,59 @@ class _Building:
             return False
         return self._source.entries[piece.stored].dtype == _STORED_AS.get(self._target.dtype)
 
-    def finished(self, *, is_checked: bool) -> Finished:
-        """The whole. With `is_checked`, floats that stay must be finite too."""
+    def finished(self) -> Finished:
+        """The whole."""
         if self._packing is not None:
-            return Finished(self._target, None, self._packing.parts())
+            return Finished(self._target, None, self._packing.parts(), self._config)
         tensor = self._tensor
         assert tensor is not None
         if self._config is not None:
             packing = _Packing(self._target, self._config, self._device)
             for number, run in enumerate(tensor.view(-1).split(_RUN)):
                 packing.put(number * _RUN, run)
-            return Finished(self._target, None, packing.parts())
-        if is_checked and tensor.is_floating_point() and tensor.numel():
+            return Finished(self._target, None, packing.parts(), self._config)
+        if self._is_checked and tensor.is_floating_point() and tensor.numel():
             _check_finite(tensor, self._target.name)
         return Finished(self._target, tensor, {})
+
+
+class _Collecting:
+    """A weight that is packed already, part by part."""
+
+    def __init__(
+        self,
+        target: Target,
+        source: TensorSource,
+        config: NF4Config | None,
+        device: torch.device,
+    ) -> None:
+        self._target = target
+        self._source = source
+        self._config = config if config is not None else NF4Config()
+        self._device = device
+        self._parts: dict[str, Tensor] = {}
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self._parts) == len(self._target.pieces)
+
+    def take(self, piece: Piece, count: Callable[[int], None]) -> None:
+        """Read a part; `count` is told the numbers that were read."""
+        self._parts[piece.stored] = part = self._source.read(piece.stored)
+        count(part.numel())
+
+    def finished(self) -> Finished:
+        """The whole, its parts checked against each other."""
+        assert self._target.packed_as is not None
+        weight = read_packed(self._target.packed_as, self._parts)
+        buffers = {
+            "packed": weight.packed,
+            "absmax": weight.absmax,
+            "nested_absmax": weight.nested_absmax,
+            "nested_offset": weight.nested_offset,
+        }
+        parts = {name: each.to(self._device) for name, each in buffers.items() if each is not None}
+        return Finished(self._target, None, parts, weight.config(self._config.compute_dtype))
 
 
 # What a tensor is stored as that can be read into its place.

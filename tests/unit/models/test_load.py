@@ -12,6 +12,8 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -25,10 +27,12 @@ from transformers import (
 )
 
 from ince.errors import CorruptFileError, InputError, ModelReferenceError, QuantError
+from ince.formats.bitsandbytes import to_bitsandbytes
+from ince.formats.bitsandbytes_config import config_to_bitsandbytes
 from ince.lora.base_identity import base_digest
 from ince.models import ResolvedModel, choose_device, load_model, resolve
 from ince.models import load as load_module
-from ince.quant import NF4Config, quantize_model
+from ince.quant import Linear4bit, NF4Config, quantize_model
 
 COMMON = {
     "vocab_size": 300,
@@ -302,3 +306,105 @@ def test_unusable_device_is_refused(device: str) -> None:
 def test_integer_dtype_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="dtype"):
         load_model(folder, dtype=torch.int8, device="cpu")
+
+
+PACKED = NF4Config(blocksize=128, compute_dtype="float32")
+
+
+@pytest.fixture
+def packed_folder(tmp_path: Path) -> Path:
+    """A folder in the layout of bitsandbytes, in 4 bits."""
+    folder = save(llama(tie_word_embeddings=True, mlp_bias=True), tmp_path / "model")
+    model, _ = load_model(folder, device="cpu", quantization=PACKED)
+    tensors = {n: p for n, p in model.named_parameters() if not n.endswith("proj.bias")}
+    for name, layer in model.named_modules():
+        if isinstance(layer, Linear4bit):
+            tensors |= to_bitsandbytes(name, layer)
+    save_file({n: t.detach().clone() for n, t in tensors.items()}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = config_to_bitsandbytes(PACKED)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("asked", [None, PACKED])
+def test_packed_folder_keeps_its_codes(asked: NF4Config | None, packed_folder: Path) -> None:
+    model, _ = load_model(packed_folder, device="cpu", quantization=asked)
+    stored = load_file(packed_folder / "model.safetensors")
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, Linear4bit)}
+    assert len(layers) == 14
+    for name, layer in layers.items():
+        assert torch.equal(layer.packed, stored[f"{name}.weight"])
+        assert torch.equal(layer.absmax, stored[f"{name}.weight.absmax"])
+        assert layer.config == PACKED
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not any(p.requires_grad or p.is_meta for p in model.parameters())
+    assert torch.isfinite(logits(model)).all()
+    assert not hasattr(model.config, "quantization_config")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        NF4Config(),
+        NF4Config(blocksize=128, double_quant=False),
+        NF4Config(blocksize=128, quant_type="fp4"),
+        NF4Config(blocksize=128, skip_modules=("k_proj",)),
+    ],
+)
+def test_packed_folder_is_not_taken_for_another_packing(
+    asked: NF4Config, packed_folder: Path
+) -> None:
+    with pytest.raises(QuantError, match="packed otherwise"):
+        load_model(packed_folder, device="cpu", quantization=asked)
+
+
+def test_config_that_promises_packed_weights_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = config_to_bitsandbytes(PACKED)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelReferenceError, match="hold none"):
+        load_model(folder, device="cpu")
+
+
+def test_weights_that_are_not_finite_are_named_and_counted(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name][3, 5] = torch.nan
+    tensors[name][-1, :2] = torch.inf
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(QuantError, match="3 of 6144 weights") as caught:
+        load_model(folder, device="cpu", quantization=NF4Config())
+    assert caught.value.where == name
+    assert caught.value.got == "1 NaN, 2 infinite"
+
+
+def test_kept_weights_that_are_not_finite_are_named_too(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][7] = -torch.inf
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(QuantError, match=r"1 of 64 weights.*\n.*model.norm.weight"):
+        load_model(folder, device="cpu", quantization=NF4Config())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tensors_that_the_class_keeps_in_float32_stream(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {
+        **COMMON,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_shared_experts": 1,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+    }
+    folder = save(Glm4MoeForCausalLM(Glm4MoeConfig(**small)), tmp_path / "model")
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    monkeypatch.setattr(load_module, "_load_whole", lambda *_: pytest.fail("was not streamed"))
+    ours, _ = load_model(folder, dtype=dtype, device="cpu")
+    expected = theirs.state_dict()
+    assert torch.float32 in {t.dtype for t in expected.values()}
+    for name, tensor in ours.state_dict().items():
+        assert tensor.dtype == expected[name].dtype
+        assert torch.equal(tensor, expected[name])
