@@ -17,6 +17,8 @@ from ince.units import format_bytes
 
 __all__ = ["environment_lines"]
 
+_LABEL_WIDTH = 8
+
 
 def environment_lines(found: Environment) -> Iterator[RenderableType]:
     """Everything to print; 80 columns are enough."""
@@ -34,7 +36,7 @@ def environment_lines(found: Environment) -> Iterator[RenderableType]:
         ]
         yield _table(("device", "kernels", "detail", "why not the fastest"), rows)
     yield Text()
-    yield _facts(found)
+    yield from _facts(found)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -99,20 +101,22 @@ def _missing_devices(found: Environment) -> Iterator[str]:
         yield f"no GPU: {accelerators.none_because}"
 
 
-def _facts(found: Environment) -> Table:
+def _facts(found: Environment) -> Iterator[Table]:
+    cache, runtime = found.cache, found.accelerators.runtime
+    yield _fact("threads", _threads(found))
+    yield _fact("cache", _cache(found))
+    yield _fact("its disk", f"{_part(cache.disk_free_bytes, cache.disk_total_bytes)} free")
+    if runtime is not None:
+        yield _fact("torch for", str(runtime))
+    yield _fact("versions", _versions(found))
+
+
+def _fact(label: str, value: str) -> Table:
+    # A table each: its value is folded beside its label, and padded to no other's width.
     grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(style="dim", no_wrap=True, width=_LABEL_WIDTH)
     grid.add_column(overflow="fold")
-    rows = [
-        ("threads", _threads(found)),
-        ("cache", _cache(found)),
-        ("its disk", _part(found.cache.disk_free_bytes, found.cache.disk_total_bytes) + " free"),
-        ("versions", _versions(found)),
-    ]
-    if found.accelerators.runtime is not None:
-        rows.insert(-1, ("torch for", str(found.accelerators.runtime)))
-    for label, value in rows:
-        grid.add_row(label, Text(shown(value)))
+    grid.add_row(label, Text(shown(value)))
     return grid
 
 

@@ -66,7 +66,7 @@ def test_json(command, tmp_path):
 
 def test_what_cannot_be_had_is_unknown_and_the_command_succeeds(command, monkeypatch):
     monkeypatch.setattr(backends, "report", refuse)
-    monkeypatch.setattr(torch, "get_num_threads", refuse)
+    monkeypatch.setattr(torch, "get_num_interop_threads", refuse)
     code, out, _ = command("env")
     assert code == 0
     assert out.count("unknown: RuntimeError: not on this machine") == 2

@@ -50,12 +50,12 @@ def test_a_fact_that_cannot_be_had_costs_none_of_the_others(monkeypatch):
 
 def test_the_path_of_what_is_unknown_leads_to_its_null(monkeypatch):
     monkeypatch.setattr("ince.environment.memory.shutil.disk_usage", refuse)
-    monkeypatch.setattr("torch.get_num_threads", refuse)
+    monkeypatch.setattr("torch.get_num_interop_threads", refuse)
     content = read_environment().to_dict()
     assert content["unknown"].keys() == {
         "cache.disk_free_bytes",
         "cache.disk_total_bytes",
-        "threads.inside_operations",
+        "threads.between_operations",
     }
     for path in content["unknown"]:
         section, name = path.split(".")
