@@ -11,30 +11,21 @@ Shapes: (..., in) → (..., out); weight (out, in), n = out · in.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ince.errors import QuantError
-from ince.ops import (
-    dequantize_4bit,
-    dequantize_absmax,
-    gemv_4bit,
-    linear_4bit,
-    quantize_4bit,
-    quantize_absmax,
-)
+from ince.ops import dequantize_4bit, dequantize_absmax, gemv_4bit, linear_4bit
 from ince.quant.config import NF4Config
+from ince.quant.packed_module import PackedModule, packed_parts
 
 __all__ = ["Linear4bit", "expanded"]
 
-# Parts of the stored weight. A cast of the model must not touch their precision.
-_PARTS = ("packed", "absmax", "nested_absmax", "nested_offset")
 
-
-class Linear4bit(nn.Module):
+class Linear4bit(PackedModule):
     """``y = x Wᵀ + b`` with W in four bits, frozen.
 
     Args:
@@ -54,10 +45,6 @@ class Linear4bit(nn.Module):
     Products are taken in `compute_dtype`; the result has the dtype of the input.
     """
 
-    packed: Tensor
-    absmax: Tensor
-    nested_absmax: Tensor | None
-    nested_offset: Tensor | None
     bias: nn.Parameter | None
 
     def __init__(
@@ -69,33 +56,18 @@ class Linear4bit(nn.Module):
         config: NF4Config | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
         if in_features < 1 or out_features < 1:
             raise QuantError(
                 "a layer without weights cannot be quantized",
                 got=f"{in_features} inputs, {out_features} outputs",
                 expected="at least one of each",
             )
+        config = config if config is not None else NF4Config()
+        super().__init__(in_features * out_features, config, device)
         self.in_features = in_features
         self.out_features = out_features
-        self.config = config if config is not None else NF4Config()
-        self.compute_dtype = self.config.torch_dtype
         # The weight in floats, while expanded; no buffer, so that it is never saved.
         self._expanded: Tensor | None = None
-
-        def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-            self.register_buffer(name, torch.zeros(shape, dtype=dtype, device=device))
-
-        num_blocks = -(-self.num_weights // self.config.blocksize)
-        buffer("packed", ((self.num_weights + 1) // 2, 1), torch.uint8)
-        if self.config.double_quant:
-            buffer("absmax", (num_blocks,), torch.uint8)
-            buffer("nested_absmax", (-(-num_blocks // 256),), torch.float32)
-            buffer("nested_offset", (), torch.float32)
-        else:
-            buffer("absmax", (num_blocks,), torch.float32)
-            self.register_buffer("nested_absmax", None)
-            self.register_buffer("nested_offset", None)
         if bias:
             empty = torch.zeros(out_features, dtype=self.compute_dtype, device=device)
             self.bias = nn.Parameter(empty, requires_grad=False)
@@ -130,21 +102,7 @@ class Linear4bit(nn.Module):
                 got=f"shape {tuple(weight.shape)}",
                 expected="(out, in)",
             )
-        try:
-            packed, absmax = quantize_4bit(
-                weight.detach(),
-                config.blocksize,
-                config.quant_type,
-                scale_search=config.scale_search,
-            )
-            parts = {"packed": packed, "absmax": absmax}
-            if config.double_quant:
-                nested = quantize_absmax(absmax)
-                parts |= dict(zip(_PARTS[1:], nested, strict=True))
-        except QuantError as error:
-            raise QuantError(
-                error.what, where=name, got=error.got, expected=error.expected, do=error.do
-            ) from None
+        parts = packed_parts(weight, config, name)
         out_features, in_features = weight.shape
         layer = cls(in_features, out_features, config=config, device="meta")
         for part, tensor in parts.items():
@@ -162,11 +120,6 @@ class Linear4bit(nn.Module):
     def num_weights(self) -> int:
         """Weights that the layer stands for; a bias is not counted."""
         return self.out_features * self.in_features
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes that the packed weight takes: codes and scales."""
-        return sum(part.numel() * part.element_size() for part in self._parts().values())
 
     @torch.no_grad()
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -255,17 +208,8 @@ class Linear4bit(nn.Module):
             f"compute_dtype={config.compute_dtype}"
         )
 
-    def _parts(self) -> dict[str, Tensor]:
-        found = {name: cast("Tensor | None", getattr(self, name)) for name in _PARTS}
-        return {name: part for name, part in found.items() if part is not None}
-
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        # Modules are moved and cast by one function; here it may move, but not cast.
-        before = self._parts()
         super()._apply(fn, recurse)
-        for name, part in self._parts().items():
-            if part.dtype != before[name].dtype:
-                setattr(self, name, before[name].to(part.device))
         if self._expanded is not None:
             self._expanded = self._expanded.to(self.packed.device)
         return self
@@ -273,33 +217,9 @@ class Linear4bit(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # Copying converts in silence: codes read as floats would be garbage.
-        for name, part in self._parts().items():
-            stored = state_dict.get(prefix + name)
-            if isinstance(stored, Tensor):
-                _check_stored(prefix + name, stored, part.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if self._expanded is not None:
             self._expanded = self.dequantize()
-
-
-def _check_stored(name: str, stored: Tensor, dtype: torch.dtype) -> None:
-    if stored.dtype != dtype:
-        raise QuantError(
-            "a part of a packed weight has the wrong type",
-            where=name,
-            got=str(stored.dtype),
-            expected=str(dtype),
-            do="load it into a layer with the config that it was quantized with",
-        )
-    if dtype.is_floating_point and not stored.is_meta and not bool(stored.isfinite().all()):
-        raise QuantError(
-            "a scale of a packed weight is not finite",
-            where=name,
-            got=f"{int((~stored.isfinite()).sum())} of {stored.numel()} scales",
-            expected="finite scales",
-            do="the file is damaged; get it again, or quantize the model again",
-        )
 
 
 @contextmanager
