@@ -6,13 +6,16 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
 from ince.record import peak_memory_bytes
 from ince.train.loop import Observer
@@ -25,6 +28,22 @@ Report = Callable[[str, int, int], None]
 
 # Lines to a log file or a pipe: about this many for a run, whatever its length.
 _NUM_PLAIN_LINES = 20
+
+# Stages that count bytes; the others count steps, rows or layers.
+_IN_BYTES = {"loading", "quantizing"}
+
+
+class _Amount(ProgressColumn):
+    """How much of how much."""
+
+    def render(self, task: Task) -> Text:
+        done, total = task.completed, task.total
+        if total is None:
+            return Text("")
+        # One of one is a stage that cannot be told in parts.
+        if task.description in _IN_BYTES and total > 1:
+            return Text(f"{format_bytes(done)} of {format_bytes(total)}", style="progress.download")
+        return Text(f"{done:.0f}/{total:.0f}", style="progress.download")
 
 
 class RunProgress:
@@ -40,12 +59,13 @@ class RunProgress:
     def _progress(self) -> Progress:
         return Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            _Amount(table_column=Column(no_wrap=True)),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
+            expand=True,
             disable=not self._console.is_terminal,
         )
 
