@@ -9,13 +9,17 @@ from ince.publish.parity import (
     compare_logits,
     float32_copy,
 )
+from ince.publish.quantized import PackedKind, QuantizedFolder, describe_quantized
 
 __all__ = [
     "EXACT_LIMIT",
     "ROUNDED_LIMIT",
+    "PackedKind",
     "Parity",
+    "QuantizedFolder",
     "assert_parity",
     "compare_logits",
+    "describe_quantized",
     "float32_copy",
     "merge_to_folder",
 ]
