@@ -82,7 +82,7 @@ class GGUFFile:
             CorruptFileError: the file changed since it was opened.
         """
         shape = self.entries[name].shape
-        return self._read(name, 0, math.prod(shape), dtype).view(shape)
+        return self.elements(name, 0, math.prod(shape), dtype).view(shape)
 
     def rows(self, name: str, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
         """Rows `start` to `stop` of the outermost dimension; else as `tensor`.
@@ -94,19 +94,27 @@ class GGUFFile:
         if not shape or not 0 <= start <= stop <= shape[0]:
             raise IndexError(f"{name} {list(shape)} has no rows {start} to {stop}")
         row = math.prod(shape[1:])
-        flat = self._read(name, start * row, stop * row, dtype)
+        flat = self.elements(name, start * row, stop * row, dtype)
         return flat.view(stop - start, *shape[1:])
 
-    def _read(self, name: str, first: int, last: int, dtype: torch.dtype | None) -> Tensor:
-        """Weights `first` to `last` in the order of the file, flat."""
+    def elements(
+        self, name: str, start: int, stop: int, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Weights `start` to `stop` in row-major order, flat; else as `tensor`.
+
+        Raises:
+            IndexError: the tensor has no such weights.
+        """
         self.check_type(name)
-        stored = self.entries[name].type
-        kept = dtype or stored.dtype or torch.float32
-        width = stored.block_weights
-        start, stop = first // width, -(-last // width)
-        out = torch.empty((stop - start) * width, dtype=kept)
-        self._fill(name, start, out)
-        return out[first - start * width : last - start * width]
+        entry = self.entries[name]
+        if not 0 <= start <= stop <= math.prod(entry.shape):
+            raise IndexError(f"{name} {list(entry.shape)} has no weights {start} to {stop}")
+        kept = dtype or entry.type.dtype or torch.float32
+        width = entry.type.block_weights
+        first, last = start // width, -(-stop // width)
+        out = torch.empty((last - first) * width, dtype=kept)
+        self._fill(name, first, out)
+        return out[start - first * width : stop - first * width]
 
     def _fill(self, name: str, first_block: int, out: Tensor) -> None:
         """Fill `out`, flat, with whole blocks of the tensor `name` from `first_block` on."""
