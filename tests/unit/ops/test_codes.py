@@ -2,10 +2,10 @@ import hashlib
 import math
 from statistics import NormalDist
 
+import pytest
 import torch
 
-from ince.ops import NF4_CODE, dynamic_map
-from ince.ops.codes import nf4_code
+from ince.ops import CODES, NF4_CODE, QUANT_TYPES, code_of, dynamic_map
 
 
 def test_the_code_is_made_of_normal_quantiles():
@@ -23,7 +23,30 @@ def test_the_code_is_made_of_normal_quantiles():
 
 
 def test_the_code_is_exact_in_float32():
-    assert nf4_code().double().tolist() == list(NF4_CODE)
+    assert code_of("nf4").double().tolist() == list(NF4_CODE)
+
+
+@pytest.mark.parametrize("quant_type", QUANT_TYPES)
+def test_a_code_has_sixteen_values_over_the_whole_range_and_an_exact_zero(quant_type):
+    values = code_of(quant_type)
+    assert (values.shape, values.dtype, values.device.type) == ((16,), torch.float32, "cpu")
+    assert torch.equal(values, torch.tensor(CODES[quant_type]))
+    assert (float(values.min()), float(values.max())) == (-1.0, 1.0)
+    zeros = values[values == 0]
+    assert len(zeros) == (2 if quant_type == "fp4" else 1)
+    assert not zeros.signbit().any()
+
+
+def test_fp4_has_a_sign_bit():
+    values = code_of("fp4")
+    assert torch.equal(values[8:], -values[:8])
+    assert values[:8].unique().mul(12).tolist() == [0, 0.0625, 2, 3, 4, 6, 8, 12]
+
+
+def test_int4_has_equal_steps():
+    values = code_of("int4")
+    assert torch.allclose(values[:15] * 7, torch.arange(-7.0, 8.0))
+    assert torch.equal(values[:7], -values[8:15].flip(0))
 
 
 def test_the_dynamic_map_is_the_same_on_every_machine():
