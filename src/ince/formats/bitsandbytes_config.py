@@ -34,12 +34,16 @@ _CHOICES: Final[Mapping[str, tuple[object, ...]]] = {
 }
 
 
-def config_to_bitsandbytes(config: NF4Config) -> dict[str, object]:
+def config_to_bitsandbytes(
+    config: NF4Config, left_out: Sequence[str] | None = None
+) -> dict[str, object]:
     """The `quantization_config` that transformers and bitsandbytes read a packed model by.
 
     Args:
-        config: its `skip_modules` are written out as they are. A reader that finds names there
-            packs or unpacks every other linear layer, the output head too: name them all.
+        config: of the model.
+        left_out: every linear layer that is not packed, the output head too, since readers take
+            all others for packed. None: where there are no `skip_modules`, readers find them
+            by themselves.
 
     Raises:
         QuantError: bitsandbytes has no such 4-bit format.
@@ -52,6 +56,7 @@ def config_to_bitsandbytes(config: NF4Config) -> dict[str, object]:
             expected=", ".join(STORED_TYPES),
             do="quantize with one of these to save the model in its layout",
         )
+    names = config.skip_modules or None if left_out is None else left_out
     return {
         "quant_method": METHOD,
         "load_in_4bit": True,
@@ -62,7 +67,7 @@ def config_to_bitsandbytes(config: NF4Config) -> dict[str, object]:
         "bnb_4bit_quant_storage": "uint8",
         "llm_int8_enable_fp32_cpu_offload": False,
         "llm_int8_has_fp16_weight": False,
-        "llm_int8_skip_modules": list(config.skip_modules) or None,
+        "llm_int8_skip_modules": None if names is None else list(names),
         "llm_int8_threshold": 6.0,
     }
 

@@ -1,7 +1,9 @@
 """How a model is quantized: `NF4Config`."""
 
+import importlib
+import sys
 from collections.abc import Mapping
-from typing import Literal, Self, cast
+from typing import Any, Final, Literal, Self, cast
 
 import torch
 from pydantic import (
@@ -17,7 +19,13 @@ from pydantic import (
 from ince.errors import ConfigError, Problem, did_you_mean
 from ince.ops import BLOCKSIZES
 
-__all__ = ["NF4Config"]
+__all__ = ["QUANT_METHOD", "NF4Config"]
+
+QUANT_METHOD: Final = "ince"
+"""What transformers knows ince's quantizer by."""
+
+# Named and not imported: it stands on higher floors, and on transformers.
+_QUANTIZER = "ince.models.hf_quantizer"
 
 
 class NF4Config(BaseModel):
@@ -68,6 +76,31 @@ class NF4Config(BaseModel):
         """Codes and scales of a large tensor, in bits per weight."""
         scale_bits = 8 + 32 / 256 if self.double_quant else 32
         return 4 + scale_bits / self.blocksize
+
+    # ---------------------------------------------------- what transformers asks a config for
+
+    @property
+    def quant_method(self) -> str:
+        """The name of ince's quantizer in transformers' registry.
+
+        transformers asks for it to look the quantizer up, which is put there now: no import
+        has that effect, and no order of imports matters.
+        """
+        if "transformers" in sys.modules:
+            importlib.import_module(_QUANTIZER).register()
+        return QUANT_METHOD
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON has them, and the quantizer's name."""
+        return {"quant_method": QUANT_METHOD, **self.model_dump(mode="json")}
+
+    def get(self, key: str, default: object = None) -> object:
+        """As of `to_dict`; so it asks where a model's config holds this one."""
+        if key == "quant_method":
+            return self.quant_method
+        return self.to_dict().get(key, default)
+
+    # ------------------------------------------------------------------------------- checks
 
     @model_validator(mode="wrap")
     @classmethod

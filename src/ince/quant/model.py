@@ -1,8 +1,8 @@
 """Quantizing a model in place, one layer at a time.
 
 Which layers: every `nn.Linear` but the output head, whose rounding shows in every token unless
-it is asked for, and what the config names. Peak memory is the model, plus the packed form of one
-layer.
+it is asked for, and what the config names; and the fused experts of mixtures, stack by stack.
+Peak memory is the model, plus the packed form of one layer or stack.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ince.errors import QuantError, did_you_mean
 from ince.quant.config import NF4Config
+from ince.quant.experts4bit import Experts4bit, put_experts, stack_names
 from ince.quant.linear4bit import Linear4bit
 
-__all__ = ["quantizable_names", "quantize_model"]
+__all__ = ["quantizable_names", "quantizable_stacks", "quantize_model"]
 
 # Weights of these are known to have more than two dimensions and to be no experts.
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
@@ -23,7 +24,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTra
 def quantize_model(
     model: nn.Module, config: NF4Config, *, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Replace the linear layers of `model` by `Linear4bit`, in place.
+    """Replace the linear layers of `model` by `Linear4bit`, and experts by `Experts4bit`, in place.
 
     Args:
         model: on any device; what is not replaced is left as it is, quantized layers included.
@@ -36,9 +37,11 @@ def quantize_model(
             then as it was.
     """
     names = quantizable_names(model, config)
-    _check_weights(model, names)
+    stacks = quantizable_stacks(model, config)
+    _check_weights(model, [f"{name}.weight" for name in names] + stacks)
+    total = len(names) + len(stacks)
     if progress is not None:
-        progress(0, len(names))
+        progress(0, total)
     for number, name in enumerate(names, start=1):
         layer = model.get_submodule(name)
         if isinstance(layer, nn.Linear):
@@ -48,7 +51,14 @@ def quantize_model(
                 setattr(model.get_submodule(parent), leaf, quantized)
             del layer
         if progress is not None:
-            progress(number, len(names))
+            progress(number, total)
+    for number, name in enumerate(stacks, start=len(names) + 1):
+        owner, _, leaf = name.rpartition(".")
+        experts = model.get_submodule(owner)
+        stack = Experts4bit.from_weight(experts.get_parameter(leaf), config=config, name=name)
+        put_experts(experts, leaf, stack)
+        if progress is not None:
+            progress(number, total)
 
 
 def quantizable_names(model: nn.Module, config: NF4Config) -> list[str]:
@@ -84,13 +94,29 @@ def quantizable_names(model: nn.Module, config: NF4Config) -> list[str]:
             expected="a model that holds linear layers",
             do="use Linear4bit.from_linear",
         )
-    if not names and not any(isinstance(module, Linear4bit) for module in modules.values()):
+    packed = (Linear4bit, Experts4bit)
+    if not names and not any(
+        isinstance(module, packed) or stack_names(module) for module in open_modules.values()
+    ):
         raise QuantError(
             "the model has no linear layer to quantize",
             got=type(model).__name__,
             do="load it without quantization",
         )
     return names
+
+
+def quantizable_stacks(model: nn.Module, config: NF4Config) -> list[str]:
+    """Dotted names of the parameters of fused experts that `quantize_model` would replace.
+
+    Left out are modules in or under `config.skip_modules`.
+    """
+    return [
+        f"{name}.{leaf}" if name else leaf
+        for name, module in model.named_modules()
+        if not _is_skipped(name, config.skip_modules)
+        for leaf in stack_names(module)
+    ]
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:
@@ -130,15 +156,19 @@ def _check_other_forms(modules: Mapping[str, nn.Module]) -> None:
         for name, module in modules.items()
         if not isinstance(module, _CONVOLUTIONS)
         for leaf, parameter in module.named_parameters(recurse=False)
-        # Experts fused into one tensor; and GPT-2's linear layer, kept as (in, out).
-        if sum(size > 1 for size in parameter.shape) > 2
-        or (parameter.ndim == 2 and type(module).__name__ == "Conv1D")
+        # Experts that multiply with all of their stack; and GPT-2's linear layer, kept as
+        # (in, out).
+        if (
+            sum(size > 1 for size in parameter.shape) > 2
+            or (parameter.ndim == 2 and type(module).__name__ == "Conv1D")
+        )
+        and leaf not in stack_names(module)
     ]
     if found:
         raise QuantError(
             f"{len(found)} weights are neither linear layers nor known to be left alone",
             where=", ".join(found[:5]),
-            expected="weights in nn.Linear",
+            expected="weights in nn.Linear, or fused experts that can go one by one",
             do="name their modules in skip_modules to keep them as they are",
         )
 
@@ -147,11 +177,11 @@ def _check_weights(model: nn.Module, names: list[str]) -> None:
     """All weights before the first is replaced, so that a refused model is left whole."""
     damaged: list[str] = []
     for name in names:
-        weight = model.get_submodule(name).get_parameter("weight")
+        weight = model.get_parameter(name)
         if weight.is_meta or weight.numel() == 0 or _is_finite(weight):
             continue
         num_bad = int((~weight.isfinite()).sum())
-        damaged.append(f"{name}.weight ({num_bad} of {weight.numel()})")
+        damaged.append(f"{name} ({num_bad} of {weight.numel()})")
     if damaged:
         raise QuantError(
             f"{len(damaged)} tensors hold weights that are not finite",

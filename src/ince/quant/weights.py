@@ -4,9 +4,26 @@ import torch
 from torch import Tensor, nn
 
 from ince.errors import QuantError
+from ince.quant.experts4bit import Experts4bit
 from ince.quant.linear4bit import Linear4bit
 
-__all__ = ["num_weights", "weight_bytes", "weight_of"]
+__all__ = ["num_weights", "packed_modules", "packed_weight_name", "weight_bytes", "weight_of"]
+
+
+def packed_modules(model: nn.Module) -> dict[str, Linear4bit | Experts4bit]:
+    """The modules over packed weights in `model`, by dotted name, in its order."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Linear4bit | Experts4bit)
+    }
+
+
+def packed_weight_name(name: str, module: nn.Module) -> str:
+    """How the weight of a module of `packed_modules` is called where it is not packed."""
+    if isinstance(module, Experts4bit):
+        return name  # it stands where the parameter stood
+    return f"{name}.weight" if name else "weight"
 
 
 def weight_of(module: nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -32,12 +49,10 @@ def num_weights(module: nn.Module) -> int:
     A 4-bit weight counts as the weights it stands for.
     """
     num_float = sum(parameter.numel() for parameter in module.parameters())
-    packed = (each for each in module.modules() if isinstance(each, Linear4bit))
-    return num_float + sum(layer.num_weights for layer in packed)
+    return num_float + sum(layer.num_weights for layer in packed_modules(module).values())
 
 
 def weight_bytes(module: nn.Module) -> int:
     """Bytes that the weights counted by `num_weights` take, scales included."""
     float_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
-    packed = (each for each in module.modules() if isinstance(each, Linear4bit))
-    return float_bytes + sum(layer.weight_bytes for layer in packed)
+    return float_bytes + sum(layer.weight_bytes for layer in packed_modules(module).values())
