@@ -72,3 +72,81 @@ def tiny_llama(smollm2_tokenizer):
         return model.requires_grad_(False).eval()
 
     return make
+
+
+@pytest.fixture
+def write_gguf():
+    """A function that writes a Llama of two small layers and its tokenizer, as llama.cpp would.
+
+    `metadata` and `extra` tensors (type, weights) are added to what such a file has, or take its
+    place; None takes a tensor away.
+    """
+    import numpy as np
+    from gguf import GGMLQuantizationType, GGUFWriter, TokenType
+    from gguf.quants import quantize
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    hidden, wide, heads, kv_rows, num_layers = 64, 96, 4, 32, 2
+    random = np.random.default_rng(0)
+
+    def draw(*shape: int):
+        return random.standard_normal(shape, dtype=np.float32)
+
+    def layer(i: int):
+        return {
+            f"blk.{i}.attn_norm": ("F32", draw(hidden)),
+            f"blk.{i}.ffn_norm": ("F32", draw(hidden)),
+            f"blk.{i}.attn_q": ("Q4_1", draw(hidden, hidden)),
+            f"blk.{i}.attn_k": ("Q4_0", draw(kv_rows, hidden)),
+            f"blk.{i}.attn_v": ("F16", draw(kv_rows, hidden)),
+            f"blk.{i}.attn_output": ("BF16", draw(hidden, hidden)),
+            f"blk.{i}.ffn_gate": ("Q4_1", draw(wide, hidden)),
+            f"blk.{i}.ffn_up": ("Q5_0", draw(wide, hidden)),
+            f"blk.{i}.ffn_down": ("Q5_1", draw(hidden, wide)),
+        }
+
+    def write(path: Path, metadata=None, extra=None, architecture: str = "llama") -> Path:
+        special = ["<unk>", "<s>", "</s>"]
+        tokens = [*special, *bytes_to_unicode().values(), "he"]
+        numbers = {
+            "block_count": num_layers,
+            "context_length": 128,
+            "embedding_length": hidden,
+            "feed_forward_length": wide,
+            "attention.head_count": heads,
+            "attention.head_count_kv": kv_rows * heads // hidden,
+            "rope.dimension_count": hidden // heads,
+            "rope.freq_base": 10000.0,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "vocab_size": len(tokens),
+        }
+        writer = GGUFWriter(path, architecture)
+        adders = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+        for key, value in (numbers | (metadata or {})).items():
+            adders[type(value)](f"{architecture}.{key}", value)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list(tokens)
+        ordinary = [TokenType.NORMAL] * (len(tokens) - len(special))
+        writer.add_token_types([TokenType.CONTROL] * len(special) + ordinary)
+        writer.add_token_merges(["h e"])
+        writer.add_unk_token_id(0)
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        drawn = {
+            "token_embd": ("Q8_0", draw(len(tokens), hidden)),
+            "output_norm": ("F32", draw(hidden)),
+        }
+        for i in range(num_layers):
+            drawn |= layer(i)
+        for name, content in (drawn | (extra or {})).items():
+            if content is not None:
+                kind = GGMLQuantizationType[content[0]]
+                full_name = name if name.endswith(".bias") else f"{name}.weight"
+                writer.add_tensor(full_name, quantize(content[1], kind), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    return write

@@ -96,7 +96,7 @@ def _shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     if index.exists():
         listed = _read_index(index)
         names = sorted(set(listed.values()))
-        missing = [name for name in names if not (folder / name).is_file()]
+        missing = [name for name in names if not _is_file(folder / name)]
         if missing:
             raise CorruptFileError(
                 f"{len(missing)} of {len(names)} weight files are missing",
@@ -106,6 +106,13 @@ def _shards(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
             )
         return [folder / name for name in names], listed
     raise _no_weights(folder)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def _no_weights(folder: Path) -> ModelReferenceError:

@@ -105,7 +105,7 @@ def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> StoredTen
     try:
         stored, shape = str(entry["dtype"]), tuple(int(length) for length in entry["shape"])
         start, stop = (int(offset) for offset in entry["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _damaged(path, f"{name}: {type(error).__name__}: {error}") from error
     dtype = DTYPES.get(stored)
     fits = 0 <= start <= stop <= size - data and all(length >= 0 for length in shape)
