@@ -51,6 +51,7 @@ IMPORT_ALL = """
 import importlib, json, logging, os, pathlib, signal, socket, sys, threading, warnings
 
 import torch, transformers, pydantic, rich, click, yaml, numpy, safetensors.torch
+import transformers.core_model_loading, transformers.quantizers.auto
 
 def no_network(*_, **__):
     raise AssertionError("a socket was made while importing")
