@@ -5,8 +5,9 @@ sums where they are multiplied. Where Triton is missing or cannot run, the refer
 work: that is said once in the log, and by `status`.
 
     kernels, products   what runs on the device
-    launch, multiply    what starts it
-    tuning, tables      launch settings found at run time; constants
+    launch, multiply    tensors in, kernels started, tensors out
+    start, tuning       launch options, and those found at run time
+    tables              constants in a device's memory
     proof               what a device must show first
     backend             registration, and the reference as the way out
 """

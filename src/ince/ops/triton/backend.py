@@ -60,10 +60,10 @@ def _reason_against(device: torch.device) -> str | None:
     reason = _import_error()
     if reason is not None:
         return reason
-    from ince.ops.triton import proof
-
     try:
-        return proof.difference(device)
+        from ince.ops.triton.proof import difference
+
+        return difference(device)
     except (torch.OutOfMemoryError, InceError):
         raise
     except Exception as error:
@@ -109,9 +109,9 @@ def _quantize_4bit(
     args = (weight, blocksize, quant_type, scale_search)
 
     def fast() -> tuple[Tensor, Tensor]:
-        from ince.ops.triton import launch
+        from ince.ops.triton.launch import quantize_4bit
 
-        return launch.quantize_4bit(*args)
+        return quantize_4bit(*args)
 
     return _first_of("quantize_4bit", weight.device, fast, lambda: reference.quantize_4bit(*args))
 
@@ -130,9 +130,9 @@ def _dequantize_4bit(
     args = (packed, absmax, nested_absmax, nested_offset, blocksize, shape, dtype, quant_type)
 
     def fast() -> Tensor:
-        from ince.ops.triton import launch
+        from ince.ops.triton.launch import dequantize_4bit
 
-        return launch.dequantize_4bit(*args)
+        return dequantize_4bit(*args)
 
     return _first_of(
         "dequantize_4bit", packed.device, fast, lambda: reference.dequantize_4bit(*args)
@@ -142,9 +142,9 @@ def _dequantize_4bit(
 @QUANTIZE_ABSMAX.backend("cuda")
 def _quantize_absmax(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     def fast() -> tuple[Tensor, Tensor, Tensor]:
-        from ince.ops.triton import launch
+        from ince.ops.triton.launch import quantize_absmax
 
-        return launch.quantize_absmax(absmax)
+        return quantize_absmax(absmax)
 
     return _first_of(
         "quantize_absmax", absmax.device, fast, lambda: reference.quantize_absmax(absmax)
@@ -156,9 +156,9 @@ def _dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> 
     args = (codes, nested_absmax, offset)
 
     def fast() -> Tensor:
-        from ince.ops.triton import launch
+        from ince.ops.triton.launch import dequantize_absmax
 
-        return launch.dequantize_absmax(*args)
+        return dequantize_absmax(*args)
 
     return _first_of(
         "dequantize_absmax", codes.device, fast, lambda: reference.dequantize_absmax(*args)
@@ -180,9 +180,9 @@ def _linear_4bit(
     args = (x, packed, absmax, nested_absmax, nested_offset, bias, blocksize, shape, quant_type)
 
     def fast() -> Tensor:
-        from ince.ops.triton import multiply
+        from ince.ops.triton.multiply import linear_4bit
 
-        return multiply.linear_4bit(*args)
+        return linear_4bit(*args)
 
     return _first_of("linear_4bit", x.device, fast, lambda: reference.linear_4bit(*args))
 
@@ -202,9 +202,9 @@ def _gemv_4bit(
     args = (x, packed, absmax, nested_absmax, nested_offset, bias, blocksize, shape, quant_type)
 
     def fast() -> Tensor:
-        from ince.ops.triton import multiply
+        from ince.ops.triton.multiply import gemv_4bit
 
-        return multiply.gemv_4bit(*args)
+        return gemv_4bit(*args)
 
     return _first_of("gemv_4bit", x.device, fast, lambda: reference.gemv_4bit(*args))
 
@@ -223,9 +223,9 @@ def _linear_4bit_input_grad(
     args = (grad, packed, absmax, nested_absmax, nested_offset, blocksize, shape, quant_type)
 
     def fast() -> Tensor:
-        from ince.ops.triton import multiply
+        from ince.ops.triton.multiply import linear_4bit_input_grad
 
-        return multiply.linear_4bit_input_grad(*args)
+        return linear_4bit_input_grad(*args)
 
     return _first_of(
         "linear_4bit_input_grad",

@@ -16,6 +16,7 @@ two. Offsets within a tile are 32-bit, those of tiles 64-bit.
 # pyright: reportUnknownParameterType=false, reportUnknownVariableType=false
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl
@@ -58,7 +59,7 @@ def scales(
     return scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_tile", "num_weights"])
 def expand_kernel(
     packed_ptr: tl.tensor,
     absmax_ptr: tl.tensor,
@@ -67,31 +68,43 @@ def expand_kernel(
     map_ptr: tl.tensor,
     code_ptr: tl.tensor,
     out_ptr: tl.tensor,
+    first_tile: tl.tensor,
     num_weights: tl.tensor,
+    WHOLE: tl.constexpr,
     NESTED: tl.constexpr,
     BLOCKSIZE: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ) -> None:
-    """``out = code[q] * scale``: a program expands ROWS x COLS bytes."""
-    start = tl.program_id(0).to(tl.int64) * (ROWS * COLS)
-    left = tl.minimum(num_weights - start * 2, ROWS * COLS * 2).to(tl.int32)
-    row = tl.arange(0, ROWS)[:, None]
-    byte = row * COLS + tl.arange(0, COLS)[None, :]
-    pair = tl.load(packed_ptr + start + byte, mask=byte * 2 < left, other=0).to(tl.int32)
-    # (ROWS, 1): COLS divides the bytes of a block, or is that number.
+    """``out = code[q] * scale``: a program expands a tile of ROWS x COLS bytes.
+
+    WHOLE tiles are read and written without masks, in words of up to 16 bytes; the last one,
+    where it is not whole, is launched by itself.
+    """
+    start = (first_tile + tl.program_id(0).to(tl.int64)) * (ROWS * COLS)
+    row = tl.arange(0, ROWS)
+    byte = row[:, None] * COLS + tl.arange(0, COLS)[None, :]
+    index = row[:, None] * (COLS * 2) + tl.arange(0, COLS * 2)[None, :]
+    # (ROWS,): COLS divides the bytes of a block, or is that number.
     block = (start * 2) // BLOCKSIZE + row
-    scale = scales(
-        absmax_ptr, nested_ptr, offset_ptr, map_ptr, block, row * (COLS * 2) < left, NESTED
-    )
+    if WHOLE:
+        pair = tl.load(packed_ptr + start + byte).to(tl.int32)
+        inside = row >= 0
+    else:
+        left = tl.minimum(num_weights - start * 2, ROWS * COLS * 2).to(tl.int32)
+        pair = tl.load(packed_ptr + start + byte, mask=byte * 2 < left, other=0).to(tl.int32)
+        inside = row * (COLS * 2) < left
+    scale = scales(absmax_ptr, nested_ptr, offset_ptr, map_ptr, block, inside, NESTED)[:, None]
     high = (tl.load(code_ptr + (pair >> 4)) * scale).to(out_ptr.dtype.element_ty)
     low = (tl.load(code_ptr + (pair & 15)) * scale).to(out_ptr.dtype.element_ty)
     value = tl.reshape(tl.join(high, low), (ROWS, COLS * 2))
-    index = row * (COLS * 2) + tl.arange(0, COLS * 2)[None, :]
-    tl.store(out_ptr + start * 2 + index, value, mask=index < left)
+    if WHOLE:
+        tl.store(out_ptr + start * 2 + index, value)
+    else:
+        tl.store(out_ptr + start * 2 + index, value, mask=index < left)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_block", "num_weights"])
 def quantize_kernel(
     weight_ptr: tl.tensor,
     midpoint_ptr: tl.tensor,
@@ -104,13 +117,25 @@ def quantize_kernel(
     BLOCKSIZE: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    """A program codes ROWS blocks from `first_block` on: full ones, or the SHORT last one."""
+    """A program codes ROWS blocks from `first_block` on: full ones, or the SHORT last one.
+
+    Of `num_weights`, those before `first_block` included.
+    """
     block = first_block + tl.program_id(0).to(tl.int64) * ROWS
     start = block * BLOCKSIZE
     left = tl.minimum(num_weights - start, ROWS * BLOCKSIZE).to(tl.int32)
     row = tl.arange(0, ROWS)
     index = row[:, None] * BLOCKSIZE + tl.arange(0, BLOCKSIZE)[None, :]
-    weight = tl.load(weight_ptr + start + index, mask=index < left, other=0.0).to(tl.float32)
+    byte = row[:, None] * (BLOCKSIZE // 2) + tl.arange(0, BLOCKSIZE // 2)[None, :]
+    inside = row * BLOCKSIZE < left
+    if SHORT:
+        mask = index < left
+        byte_mask = byte * 2 < left
+    else:
+        # The same for a whole row, so that it is read in words of up to 16 bytes.
+        mask = tl.broadcast_to(inside[:, None], (ROWS, BLOCKSIZE))
+        byte_mask = tl.broadcast_to(inside[:, None], (ROWS, BLOCKSIZE // 2))
+    weight = tl.load(weight_ptr + start + index, mask=mask, other=0.0).to(tl.float32)
     bits = weight.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     scale = tl.max(bits, axis=1).to(tl.float32, bitcast=True)
     # Not a maximum of floats: it might drop a NaN, which the caller must find.
@@ -127,10 +152,8 @@ def quantize_kernel(
         rank += (normalized > tl.load(midpoint_ptr + i)).to(tl.int32)
     code = tl.load(order_ptr + rank).to(tl.int32)
     high, low = tl.split(tl.reshape(code, (ROWS, BLOCKSIZE // 2, 2)))
-    byte = row[:, None] * (BLOCKSIZE // 2) + tl.arange(0, BLOCKSIZE // 2)[None, :]
-    out = packed_ptr + start // 2 + byte
-    tl.store(out, ((high << 4) | low).to(tl.uint8), mask=byte * 2 < left)
-    tl.store(absmax_ptr + block + row, scale, mask=row * BLOCKSIZE < left)
+    tl.store(packed_ptr + start // 2 + byte, ((high << 4) | low).to(tl.uint8), mask=byte_mask)
+    tl.store(absmax_ptr + block + row, scale, mask=inside)
 
 
 @triton.jit

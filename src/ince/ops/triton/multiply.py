@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from ince.ops.triton.launch import dequantize_4bit
 from ince.ops.triton.products import gemv_kernel, input_grad_kernel, linear_kernel
+from ince.ops.triton.start import start
 from ince.ops.triton.tables import code_on, map_on
 from ince.ops.triton.tuning import Settings, fastest
 
@@ -32,14 +33,15 @@ MAX_FUSED_ROWS = 256
 # A row of the weight is read in groups of at least so many weights that share a scale.
 _LEAST_GROUP = 32
 
+# What is tried for one row: outputs and columns of a step, warps.
 _GEMV = tuple(
     Settings(1, block_n, block_k, num_warps, 2)
     for block_n, block_k, num_warps in (
-        (8, 1024, 4), (4, 1024, 4), (16, 1024, 4), (4, 2048, 4), (8, 2048, 8), (2, 2048, 4),
+        (8, 1024, 4), (16, 1024, 4), (4, 1024, 2), (8, 2048, 8), (16, 2048, 8), (8, 512, 2),
     )
 )  # fmt: skip
 
-# (BLOCK_N, BLOCK_K, warps, stages) for y = x Wᵀ, and for the gradient with N and K in turn.
+# And for few: columns of the result and of the sum in a tile, warps, stages of the pipeline.
 _FUSED = ((64, 128, 4, 3), (32, 128, 4, 3), (64, 64, 4, 4), (128, 64, 8, 3), (128, 128, 8, 2))
 
 
@@ -73,7 +75,9 @@ def linear_4bit(
     bias = None if bias is None else bias.contiguous()
 
     def run(settings: Settings) -> None:
-        linear_kernel[(-(-N // settings.block_n), -(-num_rows // settings.block_m))](
+        start(
+            linear_kernel,
+            (-(-N // settings.block_n), -(-num_rows // settings.block_m)),
             x,
             *parts,
             bias,
@@ -90,7 +94,6 @@ def linear_4bit(
             BLOCK_K=settings.block_k,
             num_warps=settings.num_warps,
             num_stages=settings.num_stages,
-            enable_fp_fusion=False,
         )
 
     rows = _rows_of_a_tile(num_rows)
@@ -119,14 +122,15 @@ def gemv_4bit(
         )
         return F.linear(x, weight, bias)
     y = x.new_empty((*x.shape[:-1], N))
-    x = x.contiguous()
+    row = x.contiguous().view(-1) if x.dtype == torch.float32 else _words_of(x)
     parts = _parts(packed, absmax, nested_absmax, nested_offset, quant_type)
     bias = None if bias is None else bias.contiguous()
 
     def run(settings: Settings) -> None:
-        # Here products and sums may contract: nothing of this result is compared to the bit.
-        gemv_kernel[(-(-N // settings.block_n),)](
-            x,
+        start(
+            gemv_kernel,
+            (-(-N // settings.block_n),),
+            row,
             *parts,
             bias,
             y,
@@ -140,6 +144,8 @@ def gemv_4bit(
             BLOCK_K=settings.block_k,
             num_warps=settings.num_warps,
             num_stages=settings.num_stages,
+            # Nothing of this result is compared to the bit.
+            contract=True,
         )
 
     key = ("gemv", N, K, blocksize, nested_absmax is None, x.dtype)
@@ -170,7 +176,9 @@ def linear_4bit_input_grad(
     parts = _parts(packed, absmax, nested_absmax, nested_offset, quant_type)
 
     def run(settings: Settings) -> None:
-        input_grad_kernel[(-(-K // settings.block_k), -(-num_rows // settings.block_m))](
+        start(
+            input_grad_kernel,
+            (-(-K // settings.block_k), -(-num_rows // settings.block_m)),
             grad,
             *parts,
             out,
@@ -185,7 +193,6 @@ def linear_4bit_input_grad(
             BLOCK_K=settings.block_k,
             num_warps=settings.num_warps,
             num_stages=settings.num_stages,
-            enable_fp_fusion=False,
         )
 
     rows = _rows_of_a_tile(num_rows)
@@ -219,13 +226,19 @@ def _parts(
     quant_type: str,
 ) -> tuple[Tensor | None, ...]:
     return (
-        packed.contiguous(),
+        _words_of(packed),
         absmax.contiguous(),
         None if nested_absmax is None else nested_absmax.contiguous(),
         nested_offset,
         map_on(packed.device),
         code_on(quant_type, packed.device),
     )
+
+
+def _words_of(tensor: Tensor) -> Tensor:
+    """The bytes of `tensor` as words of 32 bits; copied where they do not begin at one."""
+    flat = tensor.contiguous().view(-1)
+    return (flat if flat.data_ptr() % 4 == 0 else flat.clone()).view(torch.int32)
 
 
 def _launch(

@@ -9,7 +9,7 @@ Importing this needs Triton.
 import torch
 
 from ince.ops import reference
-from ince.ops.triton import launch
+from ince.ops.triton.launch import dequantize_4bit, quantize_4bit
 
 __all__ = ["difference"]
 
@@ -21,14 +21,25 @@ def difference(device: torch.device) -> str | None:
     for dtype in (torch.bfloat16, torch.float32):
         weight = _weight().to(dtype)
         packed, absmax = reference.quantize_4bit(weight, _BLOCKSIZE, "nf4", False)
-        found = launch.quantize_4bit(weight.to(device), _BLOCKSIZE, "nf4", False)
+        found = quantize_4bit(weight.to(device), _BLOCKSIZE, "nf4", False)
         if not all(map(_is_equal, found, (packed, absmax))):
             return f"quantizing {dtype} gives other codes or scales than the reference"
         codes, nested, offset = reference.quantize_absmax(absmax)
-        rest = (_BLOCKSIZE, weight.shape, dtype, "nf4")
-        expected = reference.dequantize_4bit(packed, codes, nested, offset, *rest)
-        parts = [part.to(device) for part in (packed, codes, nested, offset)]
-        if not _is_equal(launch.dequantize_4bit(*parts, *rest), expected):
+        shape = tuple(weight.shape)
+        expected = reference.dequantize_4bit(
+            packed, codes, nested, offset, _BLOCKSIZE, shape, dtype, "nf4"
+        )
+        expanded = dequantize_4bit(
+            packed.to(device),
+            codes.to(device),
+            nested.to(device),
+            offset.to(device),
+            _BLOCKSIZE,
+            shape,
+            dtype,
+            "nf4",
+        )
+        if not _is_equal(expanded, expected):
             return f"expanding to {dtype} gives other weights than the reference"
     return None
 
