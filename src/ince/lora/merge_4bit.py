@@ -26,7 +26,7 @@ from ince.lora.layers.state import active_for_now
 from ince.lora.placement.inject import adapter_names as names_in
 from ince.lora.placement.inject import state_of
 from ince.lora.placement.names import check_known
-from ince.quant import Linear4bit
+from ince.quant import Experts4bit, Linear4bit
 
 __all__ = ["FAITHFUL", "LayerSurvival", "LostUpdateWarning", "Survival", "merge_into_4bit"]
 
@@ -162,6 +162,12 @@ def _merged_modules(model: nn.Module) -> tuple[dict[int, object], list[LayerSurv
                 "a 4-bit layer with more than A and B cannot be merged into 4 bits",
                 where=name,
                 got=type(module).__name__,
+                do="merge to 16 bits",
+            )
+        elif any(isinstance(each, Experts4bit) for each in base_of(module).children()):
+            raise AdapterError(
+                "adapted experts cannot be merged into 4 bits",
+                where=name,
                 do="merge to 16 bits",
             )
         else:

@@ -174,8 +174,9 @@ class InceQuantizer(HfQuantizer):
         """Whether a compiler gets through: not where experts are picked one by one."""
         return not self.has_experts
 
-    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> nn.Module:
-        return unpack(model, dtype)
+    def _dequantize(self, model: Any, dtype: torch.dtype | str | None = None) -> nn.Module:
+        # A config has its dtype as text once it has been saved.
+        return unpack(model, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
 
 def register() -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ince.errors import ProofError
-from ince.quant import Linear4bit
+from ince.quant import packed_modules
 
 __all__ = [
     "EXACT_LIMIT",
@@ -129,10 +129,10 @@ def assert_parity(parity: Parity, limit: float) -> None:
 
 def float32_copy(model: nn.Module) -> nn.Module:
     """A copy of `model` that computes in float32; 4-bit weights stay packed."""
-    wide = copy.deepcopy(model).float()
-    for module in wide.modules():
-        if isinstance(module, Linear4bit):
-            module.compute_dtype = torch.float32
+    # The way of torch: transformers' own refuses models that it knows to be quantized.
+    wide = nn.Module.float(copy.deepcopy(model))
+    for module in packed_modules(wide).values():
+        module.compute_dtype = torch.float32
     return wide
 
 

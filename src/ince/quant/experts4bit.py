@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 _ONE_BY_ONE = "eager"
-_CONFIG_BEFORE = "config_before_packing"
+# Of the module: its config, and its stacks in the order of declaration.
+_BEFORE = "before_packing"
 
 
 class Experts4bit(PackedModule):
@@ -224,15 +225,21 @@ def stack_names(module: nn.Module) -> list[str]:
 
 def put_experts(module: nn.Module, name: str, stack: Experts4bit) -> None:
     """Replace the parameter `name` of fused experts, and have them go expert by expert."""
+    if _BEFORE not in vars(module):
+        config: Any = module.config
+        vars(module)[_BEFORE] = (config, tuple(stack_names(module)))
+        # A copy for this module alone: what the model asks for does not reach it any more.
+        own = copy.copy(config)
+        own._experts_implementation_internal = _ONE_BY_ONE
+        setattr(module, "config", own)  # noqa: B010  not declared
     delattr(module, name)
     module.add_module(name, stack.train(module.training))
-    if _CONFIG_BEFORE not in vars(module):
-        before: Any = module.config
-        # A copy for this module alone: what the model asks for does not reach it any more.
-        own = copy.copy(before)
-        own._experts_implementation_internal = _ONE_BY_ONE
-        vars(module)[_CONFIG_BEFORE] = before
-        setattr(module, "config", own)  # noqa: B010  not declared
+    # In the order in which the class declares them, whichever came first: adapters go by it.
+    for each in vars(module)[_BEFORE][1]:
+        there = getattr(module, each)
+        if isinstance(there, Experts4bit):
+            delattr(module, each)
+            module.add_module(each, there)
 
 
 def take_experts(module: nn.Module, name: str, weight: Tensor) -> None:
@@ -240,7 +247,7 @@ def take_experts(module: nn.Module, name: str, weight: Tensor) -> None:
     delattr(module, name)
     module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
     if not any(isinstance(each, Experts4bit) for each in module.children()):
-        setattr(module, "config", vars(module).pop(_CONFIG_BEFORE))  # noqa: B010
+        setattr(module, "config", vars(module).pop(_BEFORE)[0])  # noqa: B010
 
 
 def _not_one_by_one(got: str) -> QuantError:

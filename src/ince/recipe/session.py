@@ -22,7 +22,7 @@ from ince.files import sha256_file, write_text
 from ince.infer import generate
 from ince.lora import PeftModel, get_peft_model
 from ince.models import load_model, resolve, short_row_attention
-from ince.quant import Linear4bit, expanded, weight_bytes
+from ince.quant import expanded, packed_modules
 from ince.recipe.progress import RunProgress
 from ince.recipe.schema import Recipe
 from ince.record import RunRecord
@@ -310,7 +310,7 @@ class Session:
 
 def _held_bytes(model: PeftModel) -> int:
     """Bytes of the frozen weights as they are held."""
-    packed = [m for m in model.modules() if isinstance(m, Linear4bit)]
     seen = {id(p): p for p in model.parameters() if not p.requires_grad}
     plain = sum(p.numel() * p.element_size() for p in seen.values())
-    return plain + sum(weight_bytes(module) for module in packed)
+    packed = packed_modules(model).values()
+    return plain + sum(module.weight_bytes for module in packed)

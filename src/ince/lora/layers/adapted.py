@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ince.lora.layers.state import AdapterState
+from ince.quant import Experts4bit
 
 __all__ = [
     "PREFIX",
@@ -22,6 +23,7 @@ __all__ = [
     "base_of",
     "outer_modules",
     "own_parameters",
+    "own_tensors",
     "plain_model",
 ]
 
@@ -138,6 +140,16 @@ def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """A module's own parameters, not those of modules in it, in the order of declaration."""
     table: dict[str, nn.Parameter | None] = vars(module)["_parameters"]
     return {name: parameter for name, parameter in table.items() if parameter is not None}
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The same, and packed stacks of experts, which answer for their shape as parameters do."""
+    stacks = {
+        name: cast(Tensor, each)
+        for name, each in module.named_children()
+        if isinstance(each, Experts4bit)
+    }
+    return {**own_parameters(module), **stacks}
 
 
 def plain_model(model: nn.Module) -> nn.Module:

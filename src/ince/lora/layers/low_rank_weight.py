@@ -7,7 +7,8 @@ adapt one, it is handed this in the parameter's place: products with it become
 
 so that no second stack of experts is made, neither of weights nor, in the backward pass, of
 gradients; and A has an input that dropout can act on. It stands in for a tensor by torch's
-``__torch_function__``: products are known; anything else gets W + s · B A as a tensor.
+``__torch_function__``: products are known; anything else gets W + s · B A as a tensor. W may
+itself be something that stands in for a tensor, such as experts in four bits.
 
 Shapes: W (O, D), or (E, O, D) for E experts; A (r, D), B (O, r), or (E, r, D) and (E, O, r).
 A flipped weight is stored as (D, O).
@@ -165,7 +166,7 @@ class LowRankWeight:
         for a, b, s, p in self.updates:
             seen = F.dropout(x, p) if p > 0 else x
             first, second = (a.mT, b.mT) if self.flipped else (b, a)
-            y = y + multiply(multiply(seen, first), second) * s
+            y = y + multiply(multiply(seen, first.to(x.dtype)), second.to(x.dtype)) * s
         return y
 
     def times_on_left(
@@ -175,7 +176,7 @@ class LowRankWeight:
         for a, b, s, p in self.updates:
             seen = F.dropout(x, p) if p > 0 else x
             first, second = (b.mT, a.mT) if self.flipped else (a, b)
-            y = y + multiply(second, multiply(first, seen)) * s
+            y = y + multiply(second.to(x.dtype), multiply(first.to(x.dtype), seen)) * s
         return y
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ince.errors import AdapterError
-from ince.lora.layers.adapted import Adapted, MergedTensor
+from ince.lora.layers.adapted import Adapted, MergedTensor, own_tensors
 from ince.lora.layers.by_rows import by_rows
 from ince.lora.layers.low_rank_weight import LowRankUpdate, LowRankWeight
 from ince.lora.layers.parameters import (
@@ -90,10 +90,8 @@ class ParameterLayer(Adapted):
 
     @property
     def parameter(self) -> Tensor:
-        """W, frozen."""
-        parameter = self.owner._parameters[self.parameter_name]
-        assert parameter is not None  # it was found there
-        return parameter.detach()
+        """W, frozen; of packed experts what stands for it."""
+        return own_tensors(self.owner)[self.parameter_name].detach()
 
     @property
     def is_flipped(self) -> bool:
@@ -268,7 +266,7 @@ class ParameterLayer(Adapted):
         """
         names = [name for name in self.active_here() if name in self.specs]
         weight = self.parameter
-        merged = torch.empty_like(weight, dtype=dtype)
+        merged = torch.empty(weight.shape, dtype=dtype, device=weight.device)
         updates = [self.update(name, torch.float32, dropout=0.0) for name in names]
         for part in range(weight.shape[0]) if weight.ndim == 3 else (slice(None),):
             w = weight[part].float()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ince.lora.layers.adapted import Adapted, MergedTensor, outer_modules
-from ince.quant import Linear4bit
+from ince.quant import Experts4bit, Linear4bit
+from ince.quant.experts4bit import take_experts
 
 __all__ = ["plain_copy", "plain_tensor", "plain_tensors"]
 
@@ -35,6 +36,14 @@ def plain_tensors(prefix: str, module: nn.Module, dtype: torch.dtype) -> Iterato
             continue
         if isinstance(each, Linear4bit):
             yield from _dequantized(stem, each, dtype)
+            continue
+        if isinstance(each, Experts4bit):
+            yield MergedTensor(
+                stem.removesuffix("."),
+                tuple(each.shape),
+                dtype,
+                lambda each=each: each.dequantize(dtype),
+            )
             continue
         for leaf, parameter in each.named_parameters(recurse=False):
             yield plain_tensor(stem + leaf, parameter, dtype)
@@ -66,7 +75,14 @@ def plain_copy(
         memo[id(each)] = each.merged_module(floats) if is_adapted else _plain_linear(each, floats)
         if progress is not None:
             progress(number, len(special))
+    # A stack of experts is no module where it is plain: its place is taken in the copy.
+    stacks = [each for _, each in outer_modules(module) if isinstance(each, Experts4bit)]
+    memo |= {id(each): each for each in stacks}
     copied = copy.deepcopy(module, memo)
+    for owner in list(copied.modules()) if stacks else ():
+        for name, each in list(owner.named_children()):
+            if isinstance(each, Experts4bit):
+                take_experts(owner, name, each.dequantize(floats))
     for parameter in copied.parameters():
         if parameter.is_floating_point() and (dtype is not None or parameter.element_size() < 4):
             parameter.data = parameter.data.to(floats)

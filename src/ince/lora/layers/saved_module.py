@@ -21,7 +21,7 @@ from ince.lora.layers.plain import plain_copy, plain_tensors
 from ince.lora.layers.replaced import run_with
 from ince.lora.layers.state import AdapterState
 from ince.lora.layers.wrapper import Wrapper
-from ince.quant import Linear4bit
+from ince.quant import packed_modules, packed_weight_name
 
 __all__ = ["SavedModule"]
 
@@ -138,9 +138,8 @@ class SavedModule(Wrapper):
         """The parameters that are wider than the base's, in the dtype that it computes in."""
         base = self.get_base_layer()
         dtypes = {name: parameter.dtype for name, parameter in base.named_parameters()}
-        for name, module in base.named_modules():
-            if isinstance(module, Linear4bit):
-                dtypes[f"{name}.weight" if name else "weight"] = module.compute_dtype
+        for name, module in packed_modules(base).items():
+            dtypes[packed_weight_name(name, module)] = module.compute_dtype
         return {
             name: parameter.to(dtypes[name])
             for name, parameter in copied.named_parameters()

@@ -22,7 +22,13 @@ from torch import Tensor, nn
 
 from ince.errors import ConfigError, Problem
 from ince.lora.config import ALL_LINEAR, LoraConfig, PeftConfig
-from ince.lora.layers.adapted import PREFIX, base_of, outer_modules, own_parameters
+from ince.lora.layers.adapted import (
+    PREFIX,
+    base_of,
+    outer_modules,
+    own_parameters,
+    own_tensors,
+)
 from ince.lora.placement.specs import value_of
 from ince.lora.placement.targets import is_left_out, is_named, matches, with_target_names
 from ince.quant import Linear4bit
@@ -158,7 +164,7 @@ def with_experts_as_saved(
     last = {field: _pair_last(getattr(config, field)) for field in _PATTERNS}
     for name in modules:
         key, there = f"{name}.{_GATE_UP}", tensors.get(_a_of_pair(name, tensors))
-        experts = own_parameters(modules[name])[_GATE_UP].shape[0]
+        experts = own_tensors(modules[name])[_GATE_UP].shape[0]
         was = value_of(last["rank_pattern"], key, config.r)
         now = value_of(config.rank_pattern, key, config.r)
         if there is not None and was != now and there.shape[0] == was * experts:
@@ -207,7 +213,7 @@ def _model_type(model: nn.Module) -> str:
 
 
 def _has_fused_experts(module: nn.Module) -> bool:
-    own = own_parameters(module)
+    own = own_tensors(module)
     return all(name in own and own[name].ndim == 3 for name in (_GATE_UP, _DOWN)) and not any(
         name.endswith("_bias") for name in own
     )
@@ -223,7 +229,7 @@ def _has_matrix(module: nn.Module) -> bool:
 
 def _parameter_names(module: nn.Module) -> set[str]:
     # The weight of a 4-bit layer is packed, and none of its parameters.
-    return {*own_parameters(module)} | ({"weight"} if _has_matrix(module) else set())
+    return {*own_tensors(module)} | ({"weight"} if _has_matrix(module) else set())
 
 
 def _is_meant(name: str, config: LoraConfig) -> bool:

@@ -14,7 +14,14 @@ from torch import nn
 
 from ince.errors import AdapterError, ConfigError, Problem, did_you_mean
 from ince.lora.config import LoraConfig, PeftConfig
-from ince.lora.layers.adapted import PREFIX, Adapted, base_of, outer_modules, own_parameters
+from ince.lora.layers.adapted import (
+    PREFIX,
+    Adapted,
+    base_of,
+    outer_modules,
+    own_parameters,
+    own_tensors,
+)
 from ince.lora.layers.given import GivenTensors
 from ince.lora.layers.kinds import geometry_of
 from ince.lora.layers.layer import LoraLayer
@@ -59,7 +66,7 @@ class ParametersPlace:
         for depth, (parameter, spec) in enumerate(reversed(self.specs.items())):
             stem = f"{PREFIX}{self.name}.{'base_layer.' * depth}"
             shapes = parameter_factor_shapes(
-                tuple(own_parameters(base)[parameter].shape),
+                tuple(own_tensors(base)[parameter].shape),
                 spec.r,
                 is_transposed=bool(getattr(base, "is_transposed", False)),
             )
@@ -68,7 +75,7 @@ class ParametersPlace:
 
     def wrap(self, module: nn.Module, state: AdapterState) -> Adapted:
         """`ParameterLayer`s, one in the other, in the order of declaration."""
-        order = list(own_parameters(base_of(module)))
+        order = list(own_tensors(base_of(module)))
         inside = innermost(module)
         there = list(inside.nest()) if isinstance(inside, ParameterLayer) else []
         names = {layer.parameter_name for layer in there} | set(self.specs)
@@ -160,8 +167,7 @@ def check_not_fused(model: nn.Module, config: PeftConfig) -> None:
     fused = {
         ".".join(f"{name}.{parameter}".split(".")[-2:])
         for name, module, parameter in _parameters(model)
-        if (tensor := own_parameters(base_of(module)).get(parameter)) is not None
-        and tensor.ndim == 3
+        if (tensor := own_tensors(base_of(module)).get(parameter)) is not None and tensor.ndim == 3
     }
     if missing and fused:
         raise ConfigError(
@@ -233,7 +239,7 @@ def _means(entry: str, key: str) -> bool:
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     for name, module in outer_modules(model):
         base = base_of(module)
-        for parameter in own_parameters(base) if name else ():
+        for parameter in own_tensors(base) if name else ():
             yield name, module, parameter
         if name and isinstance(base, Linear4bit):
             yield name, module, "weight"
@@ -281,7 +287,7 @@ def _check_options(config: LoraConfig, *, fresh: bool) -> None:
 
 
 def _check_parameter(key: str, module: nn.Module, parameter: str) -> None:
-    tensor = own_parameters(module).get(parameter)
+    tensor = own_tensors(module).get(parameter)
     if tensor is None or tensor.ndim not in (2, 3) or not tensor.is_floating_point():
         raise ConfigError(
             "this parameter has no low-rank update",
@@ -292,7 +298,7 @@ def _check_parameter(key: str, module: nn.Module, parameter: str) -> None:
 
 
 def _check_rank(key: str, module: nn.Module, parameter: str, spec: AdapterSpec) -> None:
-    largest = max(own_parameters(module)[parameter].shape[-2:])
+    largest = max(own_tensors(module)[parameter].shape[-2:])
     if spec.r > largest:
         raise ConfigError(
             "the rank is above what the parameter can have",
