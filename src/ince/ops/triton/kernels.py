@@ -21,6 +21,8 @@ two. Offsets within a tile are 32-bit, those of tiles 64-bit.
 import triton
 import triton.language as tl
 
+from ince.ops.triton.nearest import nearest_rank, searched_scale
+
 __all__ = [
     "code_absmax_kernel",
     "expand_absmax_kernel",
@@ -32,8 +34,9 @@ __all__ = [
 # Scales that share a scale; the value of `ince.ops.codes.ABSMAX_BLOCKSIZE`.
 NESTED_BLOCKSIZE: tl.constexpr = tl.constexpr(256)
 
-# Against division by zero, as in the reference.
-LEAST_SCALE: tl.constexpr = tl.constexpr(1e-38)
+# Against division by zero, as in the reference: 1e-38 as the bits of a float32. As a number it is
+# below the normal ones, and the compiler would go over to float64 for it.
+LEAST_SCALE_BITS: tl.constexpr = tl.constexpr(0x006CE3EE)
 
 # Steps of the grid on which 8-bit codes are looked up, as in the reference.
 LAST_STEP: tl.constexpr = tl.constexpr(65535.0)
@@ -104,22 +107,49 @@ def expand_kernel(
         tl.store(out_ptr + start * 2 + index, value, mask=index < left)
 
 
+@triton.jit
+def _normalized(
+    weight: tl.tensor,
+    scale: tl.tensor,
+    SHORT: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCKSIZE: tl.constexpr,
+) -> tl.tensor:
+    """Weights (ROWS, BLOCKSIZE) over their scales (ROWS,), clamped to ±1.
+
+    They are multiplied by the inverse, or in a SHORT block divided, as in the reference.
+    """
+    if SHORT:
+        normalized = tl.div_rn(weight, tl.broadcast_to(scale[:, None], (ROWS, BLOCKSIZE)))
+    else:
+        # As bits, positive numbers compare as whole numbers do.
+        raised = tl.maximum(scale.to(tl.int32, bitcast=True), LEAST_SCALE_BITS)
+        one = tl.full((ROWS,), 1.0, tl.float32)
+        normalized = weight * tl.div_rn(one, raised.to(tl.float32, bitcast=True))[:, None]
+    return tl.minimum(tl.maximum(normalized, -1.0), 1.0)
+
+
 @triton.jit(do_not_specialize=["first_block", "num_weights"])
 def quantize_kernel(
     weight_ptr: tl.tensor,
     midpoint_ptr: tl.tensor,
     order_ptr: tl.tensor,
+    value_ptr: tl.tensor,
+    factor_ptr: tl.tensor,
     packed_ptr: tl.tensor,
     absmax_ptr: tl.tensor,
     first_block: tl.tensor,
     num_weights: tl.tensor,
     SHORT: tl.constexpr,
+    NUM_FACTORS: tl.constexpr,
     BLOCKSIZE: tl.constexpr,
+    ROUNDS: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
     """A program codes ROWS blocks from `first_block` on: full ones, or the SHORT last one.
 
-    Of `num_weights`, those before `first_block` included.
+    Of `num_weights`, those before `first_block` included. With candidates for the scale, it
+    searches them first. BLOCKSIZE = 2^ROUNDS.
     """
     block = first_block + tl.program_id(0).to(tl.int64) * ROWS
     start = block * BLOCKSIZE
@@ -137,20 +167,18 @@ def quantize_kernel(
         byte_mask = tl.broadcast_to(inside[:, None], (ROWS, BLOCKSIZE // 2))
     weight = tl.load(weight_ptr + start + index, mask=mask, other=0.0).to(tl.float32)
     bits = weight.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    scale = tl.max(bits, axis=1).to(tl.float32, bitcast=True)
-    # Not a maximum of floats: it might drop a NaN, which the caller must find.
-    raised = tl.where(scale < LEAST_SCALE, LEAST_SCALE, scale)
+    magnitude = tl.max(bits, axis=1)
     if SHORT:
-        scale = raised
-        normalized = tl.div_rn(weight, tl.broadcast_to(raised[:, None], (ROWS, BLOCKSIZE)))
-    else:
-        one = tl.full((ROWS,), 1.0, tl.float32)
-        normalized = weight * tl.div_rn(one, raised)[:, None]
-    # Clamping to ±1 is left out: all midpoints lie within.
-    rank = tl.full((ROWS, BLOCKSIZE), 0, tl.int32)
-    for i in tl.static_range(15):
-        rank += (normalized > tl.load(midpoint_ptr + i)).to(tl.int32)
-    code = tl.load(order_ptr + rank).to(tl.int32)
+        magnitude = tl.maximum(magnitude, LEAST_SCALE_BITS)
+    scale = magnitude.to(tl.float32, bitcast=True)
+    normalized = _normalized(weight, scale, SHORT, ROWS, BLOCKSIZE)
+    if NUM_FACTORS > 0:
+        scale = searched_scale(
+            normalized, scale, midpoint_ptr, value_ptr, factor_ptr,
+            NUM_FACTORS, ROWS, BLOCKSIZE, ROUNDS,
+        )  # fmt: skip
+        normalized = _normalized(weight, scale, SHORT, ROWS, BLOCKSIZE)
+    code = tl.load(order_ptr + nearest_rank(normalized, midpoint_ptr)).to(tl.int32)
     high, low = tl.split(tl.reshape(code, (ROWS, BLOCKSIZE // 2, 2)))
     tl.store(packed_ptr + start // 2 + byte, ((high << 4) | low).to(tl.uint8), mask=byte_mask)
     tl.store(absmax_ptr + block + row, scale, mask=inside)

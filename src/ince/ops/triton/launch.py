@@ -20,7 +20,7 @@ from ince.ops.triton.kernels import (
     quantize_kernel,
 )
 from ince.ops.triton.start import start
-from ince.ops.triton.tables import code_on, map_midpoints_on, map_on, midpoints_on
+from ince.ops.triton.tables import code_on, factors_on, map_midpoints_on, map_on, ranks_on
 
 __all__ = ["dequantize_4bit", "dequantize_absmax", "quantize_4bit", "quantize_absmax"]
 
@@ -28,8 +28,8 @@ __all__ = ["dequantize_4bit", "dequantize_absmax", "quantize_4bit", "quantize_ab
 # 16 bytes in 16 bits, without moving them between threads first.
 _TILE_BYTES = 1024
 
-# Weights that a program codes, at least; a block of 4096 goes to one program.
-_QUANTIZE_WEIGHTS = 1024
+# Weights that a program codes: a block of the largest size.
+_QUANTIZE_WEIGHTS = 4096
 
 # Scales that a program expands.
 _SCALES = 1024
@@ -86,15 +86,14 @@ def quantize_4bit(
     weight: Tensor, blocksize: int, quant_type: str, scale_search: bool
 ) -> tuple[Tensor, Tensor]:
     """See `ince.ops.quantize_4bit`."""
-    if scale_search:
-        raise QuantError("scale search is not there yet")
     flat = weight.contiguous().view(-1)
     num_weights = flat.numel()
     packed = flat.new_empty(((num_weights + 1) // 2, 1), dtype=torch.uint8)
     num_full, num_left = divmod(num_weights, blocksize)
     absmax = flat.new_empty((num_full + (num_left > 0),), dtype=torch.float32)
-    midpoints, order = midpoints_on(quant_type, flat.device)
-    rows = max(1, _QUANTIZE_WEIGHTS // blocksize)
+    midpoints, order, values = ranks_on(quant_type, flat.device)
+    factors = factors_on(blocksize, flat.device) if scale_search else None
+    rows = _QUANTIZE_WEIGHTS // blocksize
 
     def launch(first_block: int, num_blocks: int, end: int, short: bool) -> None:
         start(
@@ -103,12 +102,16 @@ def quantize_4bit(
             flat,
             midpoints,
             order,
+            values,
+            factors,
             packed,
             absmax,
             first_block,
             end,
             SHORT=short,
+            NUM_FACTORS=0 if factors is None else factors.numel(),
             BLOCKSIZE=blocksize,
+            ROUNDS=blocksize.bit_length() - 1,
             ROWS=1 if short else rows,
             num_warps=4,
         )

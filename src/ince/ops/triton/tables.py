@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ince.ops.codes import code_of, dynamic_map
+from ince.ops.reference.scale_search import factors
 
-__all__ = ["code_on", "map_midpoints_on", "map_on", "midpoints_on"]
+__all__ = ["code_on", "factors_on", "map_midpoints_on", "map_on", "ranks_on"]
 
 
 @lru_cache(maxsize=64)
@@ -17,13 +18,25 @@ def code_on(quant_type: str, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def midpoints_on(quant_type: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(15,) float32, the midpoints of neighboring values; (16,) uint8, codes by ascending value."""
+def ranks_on(quant_type: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """What to make of how many midpoints lie below a number.
+
+    Returns:
+        midpoints: (15,) float32, of neighboring values, ascending.
+        order: (16,) uint8, the codes in the order of their values.
+        values: (16,) float32, those values.
+    """
     code = code_of(quant_type)
     order = torch.argsort(code, stable=True)
     values = code[order]
     midpoints = (values[:-1] + values[1:]) / 2
-    return midpoints.to(device), order.to(torch.uint8).to(device)
+    return midpoints.to(device), order.to(torch.uint8).to(device), values.to(device)
+
+
+@lru_cache(maxsize=64)
+def factors_on(blocksize: int, device: torch.device) -> Tensor:
+    """(8,) or (16,) float32: the candidates of a search for scales."""
+    return torch.tensor(factors(blocksize), dtype=torch.float32, device="cpu").to(device)
 
 
 @lru_cache(maxsize=16)
