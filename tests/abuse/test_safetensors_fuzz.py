@@ -52,27 +52,19 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-def spoil(valid: bytes, folder: Path, survives, mutate, seconds: float) -> tuple[int, int]:
-    path = folder / SINGLE_FILE
+@pytest.mark.parametrize("seconds", [1.5, pytest.param(60, marks=pytest.mark.long)])
+def test_spoiled_files(single: bytes, tmp_path: Path, survives, mutate, seconds: float) -> None:
+    path = tmp_path / SINGLE_FILE
 
     def attempt(dice) -> None:
-        path.write_bytes(mutate(valid, dice))
+        path.write_bytes(mutate(single, dice))
         try:
             header_of(path)
         finally:
-            read_all(folder)
+            read_all(tmp_path)
 
-    return survives(attempt, seconds)
-
-
-def test_spoiled_files(single: bytes, tmp_path: Path, survives, mutate) -> None:
-    tried, refused = spoil(single, tmp_path, survives, mutate, seconds=1.5)
+    tried, refused = survives(attempt, seconds)
     assert 0 < refused < tried
-
-
-@pytest.mark.long
-def test_spoiled_files_for_longer(single: bytes, tmp_path: Path, survives, mutate) -> None:
-    spoil(single, tmp_path, survives, mutate, seconds=60)
 
 
 ODD_NUMBERS = st.sampled_from(

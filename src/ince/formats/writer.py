@@ -4,7 +4,8 @@ The library's own writer wants every tensor at once; a merged model of many giga
 computed as it is written. Names, shapes and types go into the header first.
 
     8 bytes     length of the header, little-endian
-    header      JSON {name: {"dtype", "shape", "data_offsets"}}, padded with spaces to 8 bytes
+    header      JSON {name: {"dtype", "shape", "data_offsets"}}, padded with spaces so that the
+                data begins at a multiple of 64 bytes, or as asked
     data        each tensor's bytes, row-major, little-endian, without gaps
 
 Source: the safetensors format, github.com/huggingface/safetensors.
@@ -49,7 +50,13 @@ class PlannedTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_safetensors(path: Path, plan: Sequence[PlannedTensor], tensors: Iterable[Tensor]) -> None:
+def write_safetensors(
+    path: Path,
+    plan: Sequence[PlannedTensor],
+    tensors: Iterable[Tensor],
+    *,
+    alignment: int = 64,
+) -> None:
     """Write `tensors` to `path`, one for each entry of `plan`, in its order.
 
     The file is not written whole: give a path inside `files.replace_folder` or
@@ -59,6 +66,7 @@ def write_safetensors(path: Path, plan: Sequence[PlannedTensor], tensors: Iterab
         path: overwritten.
         plan: names, shapes and types, as they go into the header.
         tensors: as planned, on any device; drawn one at a time.
+        alignment: of the first byte of data; the library's own writer takes 8.
 
     Raises:
         ValueError: a tensor is not as planned, or there are more or fewer.
@@ -73,7 +81,7 @@ def write_safetensors(path: Path, plan: Sequence[PlannedTensor], tensors: Iterab
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % alignment)  # so that a map of the file gives aligned tensors
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little"))
         stream.write(text)

@@ -185,7 +185,9 @@ def _convert(
     order = sorted(shapes, key=lambda name: (-shapes[name][1].itemsize, name))
     planned = [PlannedTensor(name, *shapes[name]) for name in order]
     drawn = (read(name) for name in order)
-    write_safetensors(folder / "model.safetensors", planned, _told(drawn, planned, progress))
+    told = _told(drawn, planned, progress)
+    # With the alignment, the library's bytes: a copy is the same whoever made it.
+    write_safetensors(folder / "model.safetensors", planned, told, alignment=8)
     _write_description(model, tokenizer, folder)
 
 

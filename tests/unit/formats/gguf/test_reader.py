@@ -1,5 +1,7 @@
 """Tensors of a GGUF file are read as they were written, a whole or some rows."""
 
+import multiprocessing
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +116,40 @@ def test_not_a_file(tmp_path: Path) -> None:
         GGUFFile(tmp_path)
     with pytest.raises(ModelReferenceError):
         GGUFFile(tmp_path / "none.gguf")
+
+
+def _read_in_little_memory(path: Path, spare_bytes: int, told) -> None:
+    torch.set_num_threads(1)
+    file = GGUFFile(path)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + spare_bytes,) * 2)
+    for name in file.entries:
+        told.send(file.tensor(name, torch.bfloat16).shape)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="how much is used is unknown")
+def test_what_is_held_is_one_tensor_and_little_more(tmp_path: Path) -> None:
+    """Three tensors of 64 MiB in bfloat16, one after the other, in 64 MiB and 24 more."""
+    path = tmp_path / "model.gguf"
+    writer = GGUFWriter(path, "llama")
+    for name, kind, width in (("a", "Q8_0", 34), ("b", "Q4_K", 144), ("c", "F32", 4)):
+        per_block = {"Q8_0": 32, "Q4_K": 256, "F32": 1}[kind]
+        row = (4096 // per_block) * width
+        dtype = np.float32 if kind == "F32" else np.uint8
+        writer.add_tensor_info(
+            name, (8192, 4096 if kind == "F32" else row), np.dtype(dtype), 8192 * row, Type[kind]
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with path.open("r+b") as stream:
+        stream.truncate(path.stat().st_size + 256 * 2**20)  # zeros that take no room on the disk
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    arguments = (path, (64 + 24) << 20, theirs)
+    child = context.Process(target=_read_in_little_memory, args=arguments)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert [ours.recv() for _ in range(3)] == [(8192, 4096)] * 3
