@@ -33,7 +33,6 @@ __all__ = ["ARCHITECTURES", "TensorPlan", "plan_tensors", "why_unplanned"]
 Make = Callable[[GGUFFile, "TensorPlan", torch.dtype], Tensor]
 
 _GATE_UP = re.compile(r"(?:.*\.)?layers\.(\d+)\.mlp\.experts\.gate_up_proj")
-_ROUTER_BIAS = re.compile(r"(?:.*\.)?layers\.(\d+)\.mlp\.e_score_correction_bias")
 
 
 @dataclass(frozen=True)
@@ -150,8 +149,6 @@ def _name_finder(architecture: str, num_layers: int) -> Callable[[str, GGUFFile]
         if match := _GATE_UP.fullmatch(name):
             layer = match[1]
             return (f"blk.{layer}.ffn_gate_exps.weight", f"blk.{layer}.ffn_up_exps.weight")
-        if match := _ROUTER_BIAS.fullmatch(name):
-            return (f"blk.{match[1]}.exp_probs_b.bias",)
         stem, dot, leaf = name.rpartition(".")
         if leaf not in ("weight", "bias"):
             stem, dot, leaf = name, "", ""
