@@ -30,7 +30,7 @@ Report = Callable[[str, int, int], None]
 _NUM_PLAIN_LINES = 20
 
 # Stages that count bytes; the others count steps, rows or layers.
-_IN_BYTES = {"loading", "quantizing"}
+_IN_BYTES = {"converting", "loading", "quantizing"}
 
 
 class _Amount(ProgressColumn):
