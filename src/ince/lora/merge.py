@@ -82,6 +82,9 @@ def merged_model(
     """
     merged = plain_copy(model, dtype, progress=progress)
     forget_origin(merged)  # its weights are in no file
+    quantizer = getattr(merged, "hf_quantizer", None)
+    if quantizer is not None:  # transformers' word for it, which is no longer true
+        quantizer.remove_quantization_config(merged)
     for group in _weights_by_name(model):
         if _is_whole(group):
             first, *others = (merged.get_submodule(name) for name in group)

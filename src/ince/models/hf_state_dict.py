@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ince.errors import QuantError
 from ince.formats.bitsandbytes import PackedWeight, write_packed
 from ince.quant import Experts4bit, Linear4bit, packed_modules, packed_weight_name
 from ince.quant.experts4bit import take_experts
@@ -51,19 +52,39 @@ def keep_offloaded(modules: Mapping[str, nn.Module]) -> None:
     """Leave the parts of offloaded modules to the CPU, where accelerate's hooks bring them from.
 
     Unless it is told to offload buffers, accelerate moves them all to the GPU for good; they
-    are the packed weights here.
+    are the packed weights here. Stacks of experts need no hook: they bring the matrix that is
+    asked for, where it would bring the stack for each.
     """
     for module in modules.values():
         for hook in _hooks(module):
-            is_left = getattr(hook, "offload", False) and not hook.offload_buffers
-            if is_left and hook.weights_map is not None and "packed" in hook.weights_map:
+            if not getattr(hook, "offload", False) or hook.weights_map is None:
+                continue
+            on_disk = any(device.type == "meta" for device in hook.original_devices.values())
+            if isinstance(module, Experts4bit) and not on_disk:
+                from accelerate.hooks import remove_hook_from_module
+
+                remove_hook_from_module(module)
+                break
+            if not hook.offload_buffers and "packed" in hook.weights_map:
                 hook.offload_buffers = True
                 module.to("meta")
 
 
 def unpack(model: Any, dtype: torch.dtype | None = None) -> Any:
-    """Replace the packed modules of `model` by plain ones, in place."""
-    for name, module in packed_modules(model).items():
+    """Replace the packed modules of `model` by plain ones, in place.
+
+    Raises:
+        QuantError: some are offloaded, and have no data now.
+    """
+    packed = packed_modules(model)
+    offloaded = [name for name, module in packed.items() if module.packed.is_meta]
+    if offloaded:
+        raise QuantError(
+            "layers that are offloaded cannot be expanded in place",
+            where=", ".join(offloaded[:5]),
+            do="load the model without a device map first",
+        )
+    for name, module in packed.items():
         owner, _, leaf = name.rpartition(".")
         parent = cast(nn.Module, model.get_submodule(owner))
         weight = module.dequantize(dtype)

@@ -40,6 +40,12 @@ class PackedSlice:
         """Whether the matrix is all that the blocks hold."""
         return self.num_blocks_weights == self.shape[0] * self.shape[1]
 
+    def to(self, device: torch.device) -> "PackedSlice":
+        """On `device`, where the packed bytes are copied to if need be."""
+        if self.packed.device == device:
+            return self
+        return replace(self, packed=self.packed.to(device), absmax=self.absmax.to(device))
+
     @torch.no_grad()
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """The matrix in floats, new."""
@@ -156,12 +162,13 @@ class ExpertWeight:
         return func(*plain, **{key: _as_tensor(value) for key, value in kwargs.items()})
 
     def times_on_right(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x`` times what this stands for, in the dtype of `x`."""
+        """``x`` times what this stands for, in the dtype of `x` and where `x` is."""
         x_in = x.to(self.dtype)
         bias = None if bias is None else bias.to(self.dtype)
-        where = self.where
+        where = self.where.to(x.device)
         if not where.is_whole:
-            y = cast(Tensor, _Product.apply(x_in, self))
+            here = ExpertWeight(where, self.dtype, turned=self.turned)
+            y = cast(Tensor, _Product.apply(x_in, here))
         elif self.turned:
             y = linear_4bit(
                 x_in,

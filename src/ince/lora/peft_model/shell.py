@@ -58,6 +58,8 @@ class PeftModel(nn.Module):
 
     task: ClassVar[str | None] = None
     base_endings: ClassVar[tuple[str, ...]] = ()
+    # So that transformers.Trainer knows that over a quantized base there is something to train.
+    _hf_peft_config_loaded: ClassVar[bool] = True
     base_model: LoraModel
 
     def __init__(
