@@ -40,33 +40,32 @@ def _words(
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Packed words (BLOCK_N, GROUPS, WORDS) and scales (BLOCK_N, GROUPS) of a tile.
+    """Packed words (BLOCK_N, BLOCK_K / 8) and scales (BLOCK_N, GROUPS) of a tile.
 
     Args:
         n: (BLOCK_N,) rows of the weight.
         k: the first of GROUPS * GROUP columns, a multiple of GROUP.
+
+    A row's words are one dimension, not groups of words: neighbors must go to neighboring
+    threads, and Triton before 3.7 gives a third dimension's threads to the rows.
     """
     WORDS: tl.constexpr = GROUP // 8
     group = k // 8 + tl.arange(0, GROUPS) * WORDS
     inside = (n < N)[:, None] & (group < K // 8)[None, :]
-    # (BLOCK_N, GROUPS): where a group begins. int64: a weight may exceed 2^31 words.
-    first = n.to(tl.int64)[:, None] * (K // 8) + group[None, :]
-    block = first // (BLOCKSIZE // 8)
+    # int64: a weight may exceed 2^31 words.
+    row = n.to(tl.int64)[:, None] * (K // 8)
+    block = (row + group[None, :]) // (BLOCKSIZE // 8)
     scale = scales(absmax_ptr, nested_ptr, offset_ptr, map_ptr, block, inside, NESTED)
-    at = packed_ptr + first[:, :, None] + tl.arange(0, WORDS)[None, None, :]
-    word = tl.load(at, mask=tl.broadcast_to(inside[:, :, None], at.shape), other=0)
-    return word, scale
+    column = (k // 8 + tl.arange(0, GROUPS * WORDS))[None, :]
+    mask = (n < N)[:, None] & (column < K // 8)
+    return tl.load(packed_ptr + row + column, mask=mask, other=0), scale
 
 
 @triton.jit
 def _values(
-    code: tl.tensor,
-    word: tl.tensor,
-    BLOCK_N: tl.constexpr,
-    GROUPS: tl.constexpr,
-    GROUP: tl.constexpr,
+    code: tl.tensor, word: tl.tensor, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
 ) -> tl.tensor:
-    """The values (BLOCK_N, GROUPS, GROUP) that words stand for, of `code` (16,) float32.
+    """The values (BLOCK_N, BLOCK_K) that words stand for, of `code` (16,) float32.
 
     The first weight is the high nibble of the lowest byte. Three rounds of `join` put eight in
     their order: the first sets the highest bit of a weight's number, 0 or 4, the last the lowest.
@@ -78,31 +77,42 @@ def _values(
                    tl.join((word >> 12) & 15, (word >> 28) & 15))  # fmt: skip
     odd = tl.join(tl.join(word & 15, (word >> 16) & 15),
                   tl.join((word >> 8) & 15, (word >> 24) & 15))  # fmt: skip
-    index = tl.reshape(tl.join(even, odd), (BLOCK_N * GROUPS * GROUP,))
-    return tl.reshape(tl.gather(code, index, 0), (BLOCK_N, GROUPS, GROUP))
+    index = tl.reshape(tl.join(even, odd), (BLOCK_N * BLOCK_K,))
+    return tl.reshape(tl.gather(code, index, 0), (BLOCK_N, BLOCK_K))
+
+
+@triton.jit
+def _weights(
+    code: tl.tensor,
+    word: tl.tensor,
+    scale: tl.tensor,
+    dtype: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUPS: tl.constexpr,
+) -> tl.tensor:
+    """Weights (BLOCK_N, BLOCK_K), rounded to `dtype` as the reference rounds them."""
+    value = tl.reshape(_values(code, word, BLOCK_N, BLOCK_K), (BLOCK_N, GROUPS, BLOCK_K // GROUPS))
+    return tl.reshape((value * scale[:, :, None]).to(dtype), (BLOCK_N, BLOCK_K))
 
 
 @triton.jit
 def _row(
-    x_ptr: tl.tensor,
-    k: tl.tensor,
-    K: tl.tensor,
-    dtype: tl.constexpr,
-    GROUPS: tl.constexpr,
-    WORDS: tl.constexpr,
+    x_ptr: tl.tensor, k: tl.tensor, K: tl.tensor, dtype: tl.constexpr, BLOCK_K: tl.constexpr
 ) -> tl.tensor:
-    """Columns from `k` on of the only row of x, as float32 (1, GROUPS, WORDS, 8).
+    """Columns from `k` on of the only row of x, as float32 (1, BLOCK_K / 8, 8).
 
     A row of 16-bit numbers is read as words of 32 bits, two columns each, the first in the low
     half: four for a word of the weight, in one load by the thread that has that word.
     """
-    word = k // 8 + tl.arange(0, GROUPS)[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
+    word = (k // 8 + tl.arange(0, BLOCK_K // 8))[:, None]
     if dtype == tl.float32:
-        at = word[:, :, None] * 8 + tl.arange(0, 8)[None, None, :]
+        at = word * 8 + tl.arange(0, 8)[None, :]
         x = tl.load(x_ptr + at, mask=at < K, other=0.0)
     else:
-        at = word[:, :, None] * 4 + tl.arange(0, 4)[None, None, :]
-        both = tl.load(x_ptr + at, mask=at < K // 2, other=0)
+        at = word * 4 + tl.arange(0, 4)[None, :]
+        mask = tl.broadcast_to(word < K // 8, at.shape)
+        both = tl.load(x_ptr + at, mask=mask, other=0)
         if dtype == tl.bfloat16:
             # A bfloat16 is the upper half of a float32.
             even = (both << 16).to(tl.float32, bitcast=True)
@@ -111,7 +121,7 @@ def _row(
             even = both.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
             odd = (both >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
         x = tl.join(even, odd)
-    return tl.reshape(x, (1, GROUPS, WORDS, 8))
+    return tl.reshape(x, (1, BLOCK_K // 8, 8))
 
 
 # K is not specialized: where it is known to be a multiple of 16, the compiler reads two words at
@@ -156,9 +166,10 @@ def gemv_kernel(
             packed_ptr, absmax_ptr, nested_ptr, offset_ptr, map_ptr,
             n, k + BLOCK_K, N, K, NESTED, BLOCKSIZE, GROUP, GROUPS,
         )  # fmt: skip
-        x = _row(x_ptr, k, K, y_ptr.dtype.element_ty, GROUPS, WORDS)
-        value = tl.reshape(_values(code, word, BLOCK_N, GROUPS, GROUP), (BLOCK_N, GROUPS, WORDS, 8))
-        total += tl.sum(value * x, axis=3) * scale[:, :, None]
+        x = _row(x_ptr, k, K, y_ptr.dtype.element_ty, BLOCK_K)
+        value = tl.reshape(_values(code, word, BLOCK_N, BLOCK_K), (BLOCK_N, BLOCK_K // 8, 8))
+        part = tl.reshape(tl.sum(value * x, axis=2), (BLOCK_N, GROUPS, WORDS))
+        total += part * scale[:, :, None]
         word, scale = next_word, next_scale
     y = tl.sum(tl.sum(total, axis=2), axis=1)
     if HAS_BIAS:
@@ -202,9 +213,8 @@ def linear_kernel(
         )  # fmt: skip
         column = k + tl.arange(0, BLOCK_K)[None, :]
         x = tl.load(x_row + column, mask=(m[:, None] < M) & (column < K), other=0.0)
-        # Rounded to the type of x as the reference rounds it.
-        weight = (_values(code, word, BLOCK_N, GROUPS, GROUP) * scale[:, :, None]).to(x.dtype)
-        total = tl.dot(x, tl.trans(tl.reshape(weight, (BLOCK_N, BLOCK_K))), total)
+        weight = _weights(code, word, scale, x.dtype, BLOCK_N, BLOCK_K, GROUPS)
+        total = tl.dot(x, tl.trans(weight), total)
     if HAS_BIAS:
         total += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     at = y_ptr + m.to(tl.int64)[:, None] * N + n[None, :]
@@ -246,8 +256,8 @@ def input_grad_kernel(
         )  # fmt: skip
         mask = (m[:, None] < M) & (n[None, :] < N)
         grad = tl.load(grad_row + n[None, :], mask=mask, other=0.0)
-        weight = (_values(code, word, BLOCK_N, GROUPS, GROUP) * scale[:, :, None]).to(grad.dtype)
-        total = tl.dot(grad, tl.reshape(weight, (BLOCK_N, BLOCK_K)), total)
+        weight = _weights(code, word, scale, grad.dtype, BLOCK_N, BLOCK_K, GROUPS)
+        total = tl.dot(grad, weight, total)
     column = k + tl.arange(0, BLOCK_K)[None, :]
     at = out_ptr + m.to(tl.int64)[:, None] * K + column
     tl.store(at, total.to(out_ptr.dtype.element_ty), mask=(m[:, None] < M) & (column < K))
