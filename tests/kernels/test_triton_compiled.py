@@ -27,7 +27,7 @@ QUANTIZE = {
 NESTED = {"absmax_ptr": "*u8", "nested_ptr": "*fp32", "offset_ptr": "*fp32", "map_ptr": "*fp32"}
 EXPAND = {
     **NESTED,
-    "packed_ptr": "*u8",
+    "packed_ptr": "*i32",
     "code_ptr": "*fp32",
     "first_tile": "i32",
     "num_weights": "i64",
@@ -89,7 +89,7 @@ def test_expanding_rounds_twice_and_reads_words(chip, dtype):
     assert "mul.rn.f32" in ptx
     assert "add.rn.f32" in ptx
     assert ("cvt.rn.bf16x2.f32" in ptx) == (dtype == "bf16")
-    # Sixteen bytes of weights at a time.
+    # Sixteen bytes at a time, each thread what it has expanded.
     assert "st.global.v4" in ptx
 
 

@@ -101,6 +101,15 @@ def test_every_byte_means_what_it_does_in_the_reference(quant_type):
     )
 
 
+def test_packed_bytes_may_begin_between_two_words():
+    weight = weights(4096)
+    packed, absmax = reference.quantize_4bit(weight, 64, "nf4", False)
+    odd = torch.cat([packed.new_zeros(1, 1), packed])[1:]
+    assert odd.data_ptr() % 4
+    rest = (absmax, None, None, 64, (4096,), torch.bfloat16, "nf4")
+    same_bits(launch.dequantize_4bit(odd, *rest), reference.dequantize_4bit(packed, *rest))
+
+
 @pytest.mark.parametrize("num_scales", [1, 255, 256, 700])
 def test_scales_in_8_bits_are_those_of_the_reference(num_scales):
     generator = torch.Generator().manual_seed(num_scales)

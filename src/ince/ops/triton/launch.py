@@ -22,9 +22,15 @@ from ince.ops.triton.kernels import (
 from ince.ops.triton.start import start
 from ince.ops.triton.tables import code_on, factors_on, map_midpoints_on, map_on, ranks_on
 
-__all__ = ["dequantize_4bit", "dequantize_absmax", "quantize_4bit", "quantize_absmax"]
+__all__ = [
+    "dequantize_4bit",
+    "dequantize_absmax",
+    "quantize_4bit",
+    "quantize_absmax",
+    "words_of",
+]
 
-# Bytes that a program expands: four for each of its 256 threads, which write eight weights each,
+# Bytes that a program expands: a word for each of its 256 threads, which write eight weights each,
 # 16 bytes in 16 bits, without moving them between threads first.
 _TILE_BYTES = 1024
 
@@ -49,14 +55,14 @@ def dequantize_4bit(
     out = packed.new_empty(tuple(shape), dtype=dtype)
     num_weights = math.prod(shape)
     columns = min(blocksize // 2, _TILE_BYTES)
-    packed, absmax = packed.contiguous(), absmax.contiguous()
+    packed, absmax = packed.contiguous().view(-1), absmax.contiguous()
     nested_absmax = None if nested_absmax is None else nested_absmax.contiguous()
 
     def launch(first_tile: int, num_tiles: int, whole: bool) -> None:
         start(
             expand_kernel,
             (num_tiles,),
-            packed,
+            words_of(packed[: num_tiles * _TILE_BYTES]) if whole else packed,
             absmax,
             nested_absmax,
             nested_offset,
@@ -176,3 +182,9 @@ def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> T
             num_warps=4,
         )
     return out
+
+
+def words_of(tensor: Tensor) -> Tensor:
+    """The bytes of `tensor` as words of 32 bits; copied where they do not begin at one."""
+    flat = tensor.contiguous().view(-1)
+    return (flat if flat.data_ptr() % 4 == 0 else flat.clone()).view(torch.int32)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ince.ops.triton.launch import dequantize_4bit
+from ince.ops.triton.launch import dequantize_4bit, words_of
 from ince.ops.triton.products import gemv_kernel, input_grad_kernel, linear_kernel
 from ince.ops.triton.start import start
 from ince.ops.triton.tables import code_on, map_on
@@ -122,7 +122,7 @@ def gemv_4bit(
         )
         return F.linear(x, weight, bias)
     y = x.new_empty((*x.shape[:-1], N))
-    row = x.contiguous().view(-1) if x.dtype == torch.float32 else _words_of(x)
+    row = x.contiguous().view(-1) if x.dtype == torch.float32 else words_of(x)
     parts = _parts(packed, absmax, nested_absmax, nested_offset, quant_type)
     bias = None if bias is None else bias.contiguous()
 
@@ -226,19 +226,13 @@ def _parts(
     quant_type: str,
 ) -> tuple[Tensor | None, ...]:
     return (
-        _words_of(packed),
+        words_of(packed),
         absmax.contiguous(),
         None if nested_absmax is None else nested_absmax.contiguous(),
         nested_offset,
         map_on(packed.device),
         code_on(quant_type, packed.device),
     )
-
-
-def _words_of(tensor: Tensor) -> Tensor:
-    """The bytes of `tensor` as words of 32 bits; copied where they do not begin at one."""
-    flat = tensor.contiguous().view(-1)
-    return (flat if flat.data_ptr() % 4 == 0 else flat.clone()).view(torch.int32)
 
 
 def _launch(

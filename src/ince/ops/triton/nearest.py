@@ -9,6 +9,7 @@ and sums. Importing this needs Triton.
 # pyright: reportUnknownParameterType=false, reportUnknownVariableType=false
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl

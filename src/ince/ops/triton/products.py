@@ -19,7 +19,7 @@ Shapes: x (M, K), weight (N, K), y (M, N); BLOCK_K = GROUPS * GROUP, GROUP = WOR
 import triton
 import triton.language as tl
 
-from ince.ops.triton.kernels import scales
+from ince.ops.triton.kernels import scales, values
 
 __all__ = ["gemv_kernel", "input_grad_kernel", "linear_kernel"]
 
@@ -62,26 +62,6 @@ def _words(
 
 
 @triton.jit
-def _values(
-    code: tl.tensor, word: tl.tensor, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
-) -> tl.tensor:
-    """The values (BLOCK_N, BLOCK_K) that words stand for, of `code` (16,) float32.
-
-    The first weight is the high nibble of the lowest byte. Three rounds of `join` put eight in
-    their order: the first sets the highest bit of a weight's number, 0 or 4, the last the lowest.
-
-    `gather` looks codes up in shared memory, whose addresses take half as long to compute as
-    those of a load; where each byte is used once, that is what a product's time goes into.
-    """
-    even = tl.join(tl.join((word >> 4) & 15, (word >> 20) & 15),
-                   tl.join((word >> 12) & 15, (word >> 28) & 15))  # fmt: skip
-    odd = tl.join(tl.join(word & 15, (word >> 16) & 15),
-                  tl.join((word >> 8) & 15, (word >> 24) & 15))  # fmt: skip
-    index = tl.reshape(tl.join(even, odd), (BLOCK_N * BLOCK_K,))
-    return tl.reshape(tl.gather(code, index, 0), (BLOCK_N, BLOCK_K))
-
-
-@triton.jit
 def _weights(
     code: tl.tensor,
     word: tl.tensor,
@@ -92,7 +72,7 @@ def _weights(
     GROUPS: tl.constexpr,
 ) -> tl.tensor:
     """Weights (BLOCK_N, BLOCK_K), rounded to `dtype` as the reference rounds them."""
-    value = tl.reshape(_values(code, word, BLOCK_N, BLOCK_K), (BLOCK_N, GROUPS, BLOCK_K // GROUPS))
+    value = tl.reshape(values(code, word, BLOCK_N, BLOCK_K), (BLOCK_N, GROUPS, BLOCK_K // GROUPS))
     return tl.reshape((value * scale[:, :, None]).to(dtype), (BLOCK_N, BLOCK_K))
 
 
@@ -167,7 +147,7 @@ def gemv_kernel(
             n, k + BLOCK_K, N, K, NESTED, BLOCKSIZE, GROUP, GROUPS,
         )  # fmt: skip
         x = _row(x_ptr, k, K, y_ptr.dtype.element_ty, BLOCK_K)
-        value = tl.reshape(_values(code, word, BLOCK_N, BLOCK_K), (BLOCK_N, BLOCK_K // 8, 8))
+        value = tl.reshape(values(code, word, BLOCK_N, BLOCK_K), (BLOCK_N, BLOCK_K // 8, 8))
         part = tl.reshape(tl.sum(value * x, axis=2), (BLOCK_N, GROUPS, WORDS))
         total += part * scale[:, :, None]
         word, scale = next_word, next_scale
