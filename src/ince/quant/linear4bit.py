@@ -11,6 +11,7 @@ Shapes: (..., in) → (..., out); weight (out, in), n = out · in.
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -117,6 +118,11 @@ class Linear4bit(PackedModule):
         return (self.out_features, self.in_features)
 
     @property
+    def weight(self) -> "WeightFacts":
+        """What code that moves or looks at layers may ask of a weight; for floats, `dequantize`."""
+        return WeightFacts(torch.Size(self.weight_shape), self.compute_dtype, self.packed.device)
+
+    @property
     def num_weights(self) -> int:
         """Weights that the layer stands for; a bias is not counted."""
         return self.out_features * self.in_features
@@ -220,6 +226,20 @@ class Linear4bit(PackedModule):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if self._expanded is not None:
             self._expanded = self.dequantize()
+
+
+@dataclass(frozen=True)
+class WeightFacts:
+    """What is known of a weight without expanding it. No tensor: nothing can be computed."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    """Of products."""
+    device: torch.device
+    requires_grad: bool = False
+    quant_state: str = "packed"
+    """accelerate takes every class of this name for bitsandbytes', and asks for this one to see
+    whether the weight is still to be packed."""
 
 
 @contextmanager

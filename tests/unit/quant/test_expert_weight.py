@@ -21,7 +21,7 @@ def make(shape, dtype="float32", **settings):
 # The width of x is that of the last dimension of what it is multiplied with, as stored or turned.
 PRODUCTS = {
     "linear": (lambda x, w, b: F.linear(x, w), 2),
-    "with a bias": (lambda x, w, b: F.linear(x, w, b), 2),
+    "with a bias": (F.linear, 2),
     "by keyword": (lambda x, w, b: F.linear(x, weight=w), 2),
     "@": (lambda x, w, b: x @ w, 1),
     "@ T": (lambda x, w, b: x @ w.T, 2),
