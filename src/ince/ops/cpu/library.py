@@ -44,6 +44,7 @@ class Library:
     use: Callable[[bytes], int]
     quantize: Callable[..., int]
     dequantize: Callable[..., object]
+    multiply: Callable[..., int]
 
 
 @dataclass
@@ -162,12 +163,15 @@ def _load(path: Path) -> Library:
     quantize = (_ADDRESS, _NUMBER, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _ADDRESS, _NUMBER)
     parts = (_ADDRESS,) * 5
     dequantize = (*parts, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER)
+    sizes = (_COUNT,) * 3
+    multiply = (_ADDRESS, _NUMBER, *sizes, *parts, _COUNT, *(_ADDRESS,) * 3, _NUMBER)
     return Library(
         instruction_sets=tuple(names.value.decode().split()),
         runs_in_threads=team is not None,
         use=function("ince_use", ctypes.c_char_p, result=_NUMBER),
         quantize=function("ince_quantize", *quantize, result=_NUMBER),
         dequantize=function("ince_dequantize", *dequantize),
+        multiply=function("ince_multiply", *multiply, result=_NUMBER),
     )
 
 

@@ -208,6 +208,6 @@ void dequantize(const DequantizeArgs& args, int64_t first, int64_t last) {
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", quantize, dequantize};
+const Kernels kAvx2 = {"avx2", quantize, dequantize, {nullptr}};
 
 }  // namespace ince

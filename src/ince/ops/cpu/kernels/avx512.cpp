@@ -1,9 +1,9 @@
 // AVX-512 (F, BW, VL, DQ): Intel from Skylake-X on, AMD from Zen 4 on.
 
-#include "avx512.h"
+#include "avx512_gemv.h"
 
 namespace ince {
 
-const Kernels kAvx512 = {"avx512", quantize, dequantize};
+const Kernels kAvx512 = {"avx512", quantize, dequantize, {&gemv::kProduct, nullptr}};
 
 }  // namespace ince

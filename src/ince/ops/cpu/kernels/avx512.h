@@ -142,6 +142,7 @@ bool quantize(const QuantizeArgs& args, int64_t first, int64_t last) {
 // ---------------------------------------------------------------------------- dequantization
 
 // Scales of `count` blocks, decoded; the pointer is to them or to where they already are.
+// `decoded` has room for `count` and up to fifteen more.
 inline const float* decode_scales(const Scales& scales, int64_t first, int64_t count,
                                   float* decoded) {
   if (scales.absmax) return scales.absmax + first;
@@ -198,14 +199,24 @@ inline __m512i look_up(__m512i table, const uint8_t* packed) {
   if constexpr (dtype == kFloat32) {
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed));
     const __m512i spread = _mm512_cvtepu8_epi64(bytes);
+#if defined(__AVX512VBMI__)
+    const __m512i index = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(4), spread);
+#else
     const __m512i index =
         _mm512_or_si512(_mm512_srli_epi64(spread, 4), _mm512_slli_epi64(spread, 32));
+#endif
     return _mm512_permutexvar_epi32(index, table);
   } else {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(packed));
+#if defined(__AVX512VBMI__)
+    // Two bytes in 64 bits, of which each nibble goes to the low end of 16.
+    const __m512i at = _mm512_set1_epi64(0x0008000c00000004);
+    const __m512i index = _mm512_multishift_epi64_epi8(at, _mm512_cvtepu16_epi64(bytes));
+#else
     const __m512i spread = _mm512_cvtepu8_epi32(bytes);
     const __m512i index =
         _mm512_or_si512(_mm512_srli_epi32(spread, 4), _mm512_slli_epi32(spread, 16));
+#endif
     return _mm512_permutexvar_epi16(index, table);
   }
 }

@@ -1,9 +1,15 @@
-// AVX-512 with its bfloat16 instructions: Intel from Cooper Lake on, AMD from Zen 4 on.
+// AVX-512 with its bfloat16 and byte permutation instructions: Intel from Sapphire Rapids on, AMD
+// from Zen 4 on.
 
-#include "avx512.h"
+#include "avx512bf16_gemv.h"
 
 namespace ince {
 
-const Kernels kAvx512Bf16 = {"avx512bf16", quantize, dequantize};
+const Kernels kAvx512Bf16 = {
+    "avx512bf16",
+    quantize,
+    dequantize,
+    {&gemv_bf16::kProduct, &gemv::kProduct, nullptr},
+};
 
 }  // namespace ince

@@ -51,11 +51,41 @@ struct DequantizeArgs {
   bool stream;  // write past the caches
 };
 
+// y = x Wᵀ + b, with W (num_out, num_in) packed.
+struct ProductArgs {
+  const void* x;  // (num_rows, num_in)
+  DType dtype;    // of x, the bias and y
+  int64_t num_rows;
+  int64_t num_in;
+  int64_t num_out;
+  const uint8_t* packed;
+  Scales scales;
+  int64_t blocksize;
+  const Code* code;
+  const void* bias;  // (num_out,), or null
+  void* y;           // (num_rows, num_out)
+  void* arranged;    // x as the kernel wants it, 64-byte aligned
+};
+
+// A way to multiply without expanding the weight into memory.
+struct Product {
+  bool (*fits)(const ProductArgs& args);
+  int64_t (*arranged_bytes)(const ProductArgs& args);
+  // Parts first … last-1 of the num_in weights of a row, of `arrange_step` each.
+  void (*arrange)(const ProductArgs& args, int64_t first, int64_t last);
+  int64_t arrange_step;
+  // Outputs first … last-1; ranges start at multiples of `out_step`.
+  void (*multiply)(const ProductArgs& args, int64_t first, int64_t last);
+  int64_t out_step;
+};
+
 struct Kernels {
   const char* name;
   // Blocks first … last-1; false when one of them holds a weight that is not finite.
   bool (*quantize)(const QuantizeArgs& args, int64_t first, int64_t last);
   void (*dequantize)(const DequantizeArgs& args, int64_t first, int64_t last);
+  // The first that fits is taken; a null ends them.
+  const Product* products[4];
 };
 
 extern const Kernels kPortable;

@@ -4,7 +4,12 @@
 // before they call, and no address is kept after a call.
 
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "kernels.h"
 #include "parallel.h"
@@ -25,6 +30,29 @@ constexpr int64_t kChunk = 1 << 16;
 // Results of more weights than this would only push others out of the caches.
 constexpr int64_t kStreamed = 1 << 24;
 
+// Results of more bytes are memory that the system has just given, and pages of 2 MiB spare most
+// of the time that it takes to hand it out.
+constexpr int64_t kHuge = 1 << 25;
+
+// Weights that a thread is worth waking for.
+constexpr int64_t kWorth = 1 << 16;
+
+void advise_huge([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = 1 << 21;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + uintptr_t(bytes)) / page * page;
+  if (bytes > kHuge && first < last) {
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  }
+#endif
+}
+
+Scales scales_of(const void* absmax, const float* nested, const float* offset, const float* map) {
+  return {nested ? nullptr : static_cast<const float*>(absmax),
+          nested ? static_cast<const uint8_t*>(absmax) : nullptr, nested, map, offset};
+}
+
 bool is_supported(const char* name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -35,7 +63,10 @@ bool is_supported(const char* name) {
                       __builtin_cpu_supports("avx512dq");
   if (!std::strcmp(name, "avx2")) return avx2;
   if (!std::strcmp(name, "avx512")) return avx512;
-  if (!std::strcmp(name, "avx512bf16")) return avx512 && __builtin_cpu_supports("avx512bf16");
+  if (!std::strcmp(name, "avx512bf16")) {
+    return avx512 && __builtin_cpu_supports("avx512bf16") &&
+           __builtin_cpu_supports("avx512vbmi");
+  }
 #endif
   return !std::strcmp(name, "portable");
 }
@@ -104,11 +135,46 @@ INCE_API void ince_dequantize(const uint8_t* packed, const void* absmax, const f
                               const float* offset, const float* map, int64_t num_weights,
                               int64_t blocksize, const Code* code, void* out, int32_t dtype,
                               int32_t threads) {
-  const Scales scales{nested ? nullptr : static_cast<const float*>(absmax),
-                      nested ? static_cast<const uint8_t*>(absmax) : nullptr, nested, map, offset};
+  const Scales scales = scales_of(absmax, nested, offset, map);
   const DequantizeArgs args{packed, scales, num_weights, blocksize,
                             code,   out,    DType(dtype), num_weights > kStreamed};
   const int64_t num_blocks = (num_weights + blocksize - 1) / blocksize;
+  advise_huge(out, num_weights * (dtype == kFloat32 ? 4 : 2));
   parallel_for(num_blocks, kChunk / blocksize, threads,
                [&](int64_t first, int64_t last) { kernels->dequantize(args, first, last); });
+}
+
+// 1, or 0 when this must be done by expanding the weight; nothing is written then.
+INCE_API int32_t ince_multiply(const void* x, int32_t dtype, int64_t num_rows, int64_t num_in,
+                               int64_t num_out, const uint8_t* packed, const void* absmax,
+                               const float* nested, const float* offset, const float* map,
+                               int64_t blocksize, const Code* code, const void* bias, void* y,
+                               int32_t threads) {
+  ProductArgs args{x,      DType(dtype), num_rows, num_in,
+                   num_out, packed,      scales_of(absmax, nested, offset, map),
+                   blocksize, code,      bias,     y,
+                   nullptr};
+  const Product* product = nullptr;
+  for (const Product* const* each = kernels->products; *each; ++each) {
+    if ((*each)->fits(args)) {
+      product = *each;
+      break;
+    }
+  }
+  if (!product) return 0;
+  if (posix_memalign(&args.arranged, 64, std::size_t(product->arranged_bytes(args)))) return 0;
+  const int64_t num_parts = (num_in + product->arrange_step - 1) / product->arrange_step;
+  const int64_t part_weights = num_rows * product->arrange_step;
+  parallel_for(num_parts, (kWorth + part_weights - 1) / part_weights, threads,
+               [&](int64_t first, int64_t last) { product->arrange(args, first, last); });
+  const int64_t num_steps = (num_out + product->out_step - 1) / product->out_step;
+  const int64_t step_weights = product->out_step * num_in;
+  parallel_for(num_steps, (kWorth + step_weights - 1) / step_weights, threads,
+               [&](int64_t first, int64_t last) {
+                 const int64_t end = last * product->out_step;
+                 product->multiply(args, first * product->out_step,
+                                   end < num_out ? end : num_out);
+               });
+  std::free(args.arranged);
+  return 1;
 }

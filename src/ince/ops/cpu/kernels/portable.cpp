@@ -18,6 +18,6 @@ void dequantize(const DequantizeArgs& args, int64_t first, int64_t last) {
 
 }  // namespace
 
-const Kernels kPortable = {"portable", quantize, dequantize};
+const Kernels kPortable = {"portable", quantize, dequantize, {nullptr}};
 
 }  // namespace ince
