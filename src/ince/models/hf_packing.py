@@ -222,6 +222,10 @@ class ReadPacked(ConversionOps):
     def __init__(self, hf_quantizer: "Packing") -> None:
         self.hf_quantizer = hf_quantizer
 
+    def __deepcopy__(self, memo: object) -> "ReadPacked":
+        # transformers copies the steps for every weight: all tell the same quantizer.
+        return self
+
     def convert(
         self,
         input_dict: dict[str, Any],
