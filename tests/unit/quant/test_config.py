@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -54,3 +56,13 @@ def test_other_skip_modules_are_refused(skip_modules):
 def test_a_config_does_not_change():
     with pytest.raises(ValidationError):
         NF4Config().blocksize = 128
+
+
+def test_it_answers_as_transformers_asks():
+    config = NF4Config(blocksize=128, skip_modules=("lm_head",))
+    assert config.quant_method == config.get("quant_method") == "ince"
+    assert config.get("blocksize") == 128
+    assert config.get("load_in_8bit", False) is False
+    fields = config.to_dict()
+    assert fields.pop("quant_method") == "ince"
+    assert NF4Config.model_validate(json.loads(json.dumps(fields))) == config

@@ -3,7 +3,16 @@ import torch
 from torch import nn
 
 from ince.errors import QuantError
-from ince.quant import Linear4bit, NF4Config, num_weights, weight_bytes, weight_of
+from ince.quant import (
+    Experts4bit,
+    Linear4bit,
+    NF4Config,
+    num_weights,
+    packed_modules,
+    packed_weight_name,
+    weight_bytes,
+    weight_of,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -41,3 +50,25 @@ def test_shared_weights_count_once():
     model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 10, bias=False))
     model[1].weight = model[0].weight
     assert num_weights(model) == 80
+
+
+def test_packed_modules_are_listed_with_the_names_of_their_weights():
+    stack = Experts4bit.from_weight(torch.randn(2, 4, 64), config=NF4Config())
+    layer = Linear4bit.from_linear(nn.Linear(64, 8), NF4Config())
+    model = nn.ModuleDict(
+        {"q": layer, "experts": nn.ModuleDict({"down": stack}), "norm": nn.LayerNorm(8)}
+    )
+    packed = packed_modules(model)
+    assert packed == {"q": layer, "experts.down": stack}
+    assert [packed_weight_name(*item) for item in packed.items()] == ["q.weight", "experts.down"]
+    assert packed_weight_name("", layer) == "weight"
+    assert num_weights(model) == 2 * 4 * 64 + 64 * 8 + 8 + 16
+
+
+def test_a_packed_layer_says_what_is_known_of_its_weight():
+    weight = Linear4bit.from_linear(nn.Linear(64, 8), NF4Config()).weight
+    assert weight.shape == (8, 64)
+    assert weight.dtype == torch.bfloat16
+    assert weight.device.type == "cpu"
+    assert not weight.requires_grad
+    assert not isinstance(weight, torch.Tensor)
