@@ -34,9 +34,7 @@ _failed: dict[tuple[torch.device, str], str] = {}
 
 def status() -> BackendReport:
     """What runs on CUDA devices, for `ince.ops.backends.report`."""
-    reason = _import_error()
-    if reason is None and not torch.cuda.is_available():
-        reason = "no CUDA device"
+    reason = _import_error() if torch.cuda.is_available() else "no CUDA device"
     said = [text for text in (*_reasons.values(), *_failed.values()) if text is not None]
     if reason is None and said:
         reason = said[0]
