@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ince.errors import QuantError
-from ince.ops import dequantize_absmax, dequantize_nf4, quantize_absmax, quantize_nf4
+from ince.ops import dequantize_absmax, dequantize_4bit, quantize_absmax, quantize_4bit
 from ince.quant import Linear4bit, NF4Config, quantize_model
 
 BAD = [float("nan"), float("inf"), -float("inf")]
@@ -15,7 +15,7 @@ NOT_FLOATS = [torch.float64, torch.int8, torch.uint8, torch.int64, torch.bool, t
 @pytest.fixture
 def parts():
     """The parts of a good tensor of 10 x 33 weights, to be spoilt one at a time."""
-    packed, absmax = quantize_nf4(torch.randn(10, 33))
+    packed, absmax = quantize_4bit(torch.randn(10, 33))
     return {"packed": packed, "absmax": absmax, "blocksize": 64, "shape": (10, 33)}
 
 
@@ -26,13 +26,13 @@ def test_one_non_finite_weight_is_found_anywhere(bad, dtype, place):
     weight = torch.randn(130).to(dtype)
     weight[place] = bad
     with pytest.raises(QuantError, match="1 of 130 weights are not finite"):
-        quantize_nf4(weight)
+        quantize_4bit(weight)
 
 
 @pytest.mark.parametrize("bad", BAD)
 def test_a_tensor_of_nothing_else_is_refused(bad):
     with pytest.raises(QuantError, match="130 of 130"):
-        quantize_nf4(torch.full((130,), bad))
+        quantize_4bit(torch.full((130,), bad))
 
 
 def test_a_model_names_every_damaged_tensor_and_is_left_alone():
@@ -50,10 +50,10 @@ def test_a_model_names_every_damaged_tensor_and_is_left_alone():
 @pytest.mark.parametrize("shape", [(0,), (0, 64), (64, 0)])
 def test_empty_tensors_are_refused(shape):
     with pytest.raises(QuantError, match="empty"):
-        quantize_nf4(torch.empty(shape))
+        quantize_4bit(torch.empty(shape))
     no_bytes = torch.empty((0, 1), dtype=torch.uint8)
     with pytest.raises(QuantError, match="not the shape"):
-        dequantize_nf4(no_bytes, torch.empty(0), 64, shape)
+        dequantize_4bit(no_bytes, torch.empty(0), 64, shape)
     with pytest.raises(QuantError, match="wrong length"):
         quantize_absmax(torch.empty(0))
 
@@ -67,17 +67,17 @@ def test_an_empty_layer_is_refused():
 @pytest.mark.parametrize("blocksize", [0, 1, -64, 16, 63, 96, 8192, 2**40])
 def test_unknown_block_sizes_are_refused(parts, blocksize):
     with pytest.raises(QuantError, match="no such block size"):
-        quantize_nf4(torch.ones(64), blocksize)
+        quantize_4bit(torch.ones(64), blocksize)
     with pytest.raises(QuantError, match="no such block size"):
-        dequantize_nf4(**parts | {"blocksize": blocksize})
+        dequantize_4bit(**parts | {"blocksize": blocksize})
 
 
 @pytest.mark.parametrize("dtype", NOT_FLOATS)
 def test_other_types_are_refused(parts, dtype):
     with pytest.raises(QuantError, match="only float weights"):
-        quantize_nf4(torch.ones(64, dtype=dtype))
+        quantize_4bit(torch.ones(64, dtype=dtype))
     with pytest.raises(QuantError, match="cannot be expanded"):
-        dequantize_nf4(**parts, dtype=dtype)
+        dequantize_4bit(**parts, dtype=dtype)
     with pytest.raises(QuantError, match="absmax has the wrong type"):
         quantize_absmax(torch.ones(64, dtype=dtype))
 
@@ -86,7 +86,7 @@ def test_other_types_are_refused(parts, dtype):
 def test_packed_weights_of_another_length_are_refused(parts, num_bytes):
     packed = torch.zeros((num_bytes, 1), dtype=torch.uint8)
     with pytest.raises(QuantError, match="packed has the wrong length") as caught:
-        dequantize_nf4(**parts | {"packed": packed})
+        dequantize_4bit(**parts | {"packed": packed})
     assert caught.value.got == f"{num_bytes} entries"
     assert caught.value.expected is not None
     assert caught.value.expected.startswith("165 for shape (10, 33)")
@@ -95,32 +95,32 @@ def test_packed_weights_of_another_length_are_refused(parts, num_bytes):
 @pytest.mark.parametrize("num_scales", [0, 1, 5, 7])
 def test_scales_of_another_number_are_refused(parts, num_scales):
     with pytest.raises(QuantError, match="absmax has the wrong length"):
-        dequantize_nf4(**parts | {"absmax": torch.ones(num_scales)})
+        dequantize_4bit(**parts | {"absmax": torch.ones(num_scales)})
 
 
 def test_a_shape_of_another_tensor_is_refused(parts):
     for shape in ((10, 34), (11, 33), (330, 2), (-10, -33), (10, -33)):
         with pytest.raises(QuantError):
-            dequantize_nf4(**parts | {"shape": shape})
+            dequantize_4bit(**parts | {"shape": shape})
 
 
 def test_parts_of_another_type_are_refused(parts):
     with pytest.raises(QuantError, match="packed has the wrong type"):
-        dequantize_nf4(**parts | {"packed": parts["packed"].to(torch.int8)})
+        dequantize_4bit(**parts | {"packed": parts["packed"].to(torch.int8)})
     with pytest.raises(QuantError, match="absmax has the wrong type"):
-        dequantize_nf4(**parts | {"absmax": parts["absmax"].bfloat16()})
+        dequantize_4bit(**parts | {"absmax": parts["absmax"].bfloat16()})
 
 
 def test_nested_scales_are_not_taken_for_scales(parts):
     codes, *_ = quantize_absmax(parts["absmax"])
     with pytest.raises(QuantError, match="absmax has the wrong type") as caught:
-        dequantize_nf4(**parts | {"absmax": codes})
-    assert caught.value.do == "scales in 8 bits go through dequantize_absmax first"
+        dequantize_4bit(**parts | {"absmax": codes})
+    assert caught.value.do == "scales in 8 bits need nested_absmax and nested_offset beside them"
 
 
 def test_parts_on_two_devices_are_refused(parts):
     with pytest.raises(QuantError, match="two devices"):
-        dequantize_nf4(**parts | {"absmax": parts["absmax"].to("meta")})
+        dequantize_4bit(**parts | {"absmax": parts["absmax"].to("meta")})
 
 
 def test_nested_parts_that_do_not_fit_are_refused():
@@ -137,7 +137,7 @@ def test_nested_parts_that_do_not_fit_are_refused():
 
 def test_any_bytes_expand_to_something_finite(parts):
     packed = torch.randint(0, 256, (165, 1), dtype=torch.uint8)
-    weight = dequantize_nf4(**parts | {"packed": packed})
+    weight = dequantize_4bit(**parts | {"packed": packed})
     assert bool(weight.isfinite().all())
 
 
