@@ -56,6 +56,11 @@ class Packing(Protocol):
     """Of the weights to be packed."""
     errors: list[QuantError]
     """To be told when loading is done, which goes on as it can."""
+    missing: set[str] | None
+    """transformers' set of what has not come yet; None before the first weight is packed."""
+
+
+_FLOATS = ("F32", "BF16", "F16", "F64")
 
 
 def packable_names(model: Any, config: NF4Config) -> set[str]:
@@ -87,6 +92,7 @@ class StoredPacked:
             CorruptFileError: a file is cut off.
         """
         found: dict[str, PackedState] = {}
+        kinds: dict[str, str] = {}
         for file in files:
             if not str(file).endswith(".safetensors"):
                 continue
@@ -100,8 +106,11 @@ class StoredPacked:
                     do="the file is cut off or is something else; get it again",
                 ) from error
             with opened as shard:
-                for weight, names in packed_names(shard.keys()).items():
-                    found[weight] = decode_state(names[-1], shard.get_tensor(names[-1]))
+                names = list(shard.keys())
+                for weight, parts in packed_names(names).items():
+                    found[weight] = decode_state(parts[-1], shard.get_tensor(parts[-1]))
+                kinds |= {n: shard.get_slice(n).get_dtype() for n in names if n.endswith(".weight")}
+        _check_floats({name: kind for name, kind in kinds.items() if name not in found})
         return cls(found)
 
     def __bool__(self) -> bool:
@@ -174,6 +183,19 @@ class StoredPacked:
         ]
 
 
+def _check_floats(kinds: Mapping[str, str]) -> None:
+    """Refuse weights of other formats, which would be taken for the numbers that they are not."""
+    for name, kind in kinds.items():
+        if kind not in _FLOATS:
+            raise QuantError(
+                "a weight is stored in a format that ince does not read",
+                where=name,
+                got=kind,
+                expected=f"{', '.join(_FLOATS)}; or 4 bits of bitsandbytes",
+                do="use the original model that this one was made from",
+            )
+
+
 def _pattern(owners: Sequence[str], leaf: str, suffix: str) -> str:
     # The owner is a group, which the target has back: names are matched whole.
     return f"^({'|'.join(re.escape(name) for name in owners)}){re.escape(f'.{leaf}{suffix}')}$"
@@ -198,6 +220,7 @@ class PackOnLoad(ConversionOps):
         """Full name → weight, to full name → part."""
         del source_patterns, target_patterns, kwargs
         quantizer = self.hf_quantizer
+        quantizer.missing = missing_keys
         parts: dict[str, Any] = {}
         for name, value in input_dict.items():
             weight: Tensor = value[0] if isinstance(value, list) else value
@@ -315,10 +338,23 @@ def put_packed(model: Any, name: str, made: Linear4bit | Experts4bit) -> dict[st
     return {f"{owner}.{part}": tensor for part, tensor in parts.items()}
 
 
-def pack_rest(model: Any, names: Iterable[str], config: NF4Config) -> None:
-    """Pack what came into the model by another way than `PackOnLoad`."""
+def pack_rest(model: Any, quantizer: Packing) -> None:
+    """Pack what came into the model by another way than `PackOnLoad`.
+
+    What did not come at all is new, as the layers of a task are: it stays in floats.
+
+    Raises:
+        QuantError: nothing came of what was to be packed.
+    """
+    names, config = quantizer.names, quantizer.config
+    if quantizer.missing is None or names <= quantizer.missing:
+        raise QuantError(
+            "the files hold none of the weights that are to be packed",
+            got=f"{len(names)} weights missing",
+            do="the files are of another model, or in a format that ince does not read",
+        )
     there = dict(model.named_parameters())
-    for name in names:
+    for name in sorted(names - quantizer.missing):
         weight = there.get(name)
         if weight is None or weight.is_meta:
             continue

@@ -14,6 +14,9 @@ A folder in that layout says ``"quant_method": "bitsandbytes"``, so that every p
 For transformers it is then bitsandbytes' own, and ``from_pretrained(folder)`` makes its layers;
 a config passed beside the stored one it refuses. Asked for through `AutoConfig`, as above, or
 by `ince.load_model`, the same folder becomes ince's.
+
+Packed weights are buffers. Under a device map that leaves layers to disks, accelerate moves
+buffers with them only when ``from_pretrained`` is told ``offload_buffers=True``.
 """
 
 from collections.abc import Mapping
@@ -98,6 +101,7 @@ class InceQuantizer(HfQuantizer):
         self.stored = StoredPacked()
         self.names: set[str] = set()
         self.errors: list[QuantError] = []
+        self.missing: set[str] | None = None
         self.has_experts = False
 
     # --------------------------------------------------------------------------- before loading
@@ -143,7 +147,7 @@ class InceQuantizer(HfQuantizer):
         if self.errors:
             raise self.errors[0]
         if not self.pre_quantized:
-            pack_rest(model, self.names, self.config)
+            pack_rest(model, self)
         layers = packed_modules(model)
         for layer in layers.values():
             layer.requires_grad_(False)

@@ -167,3 +167,40 @@ def test_what_may_be_packed_is_named_without_weights(folder):
     assert packable_names(model, NF4Config(quantize_head=True)) == names | {"lm_head.weight"}
     quantize_model(model, NF4Config())
     assert {f"{name}.weight" for name in packed_modules(model)} == names
+
+
+def load_floats(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=NF4Config())
+
+
+def test_layers_that_the_files_do_not_have_stay_in_floats(folder):
+    floats = folder.parent / "floats"
+    change(floats, lambda tensors: tensors.pop(NAME))
+    model = load_floats(floats)
+    assert isinstance(model.model.layers[1].mlp.up_proj, nn.Linear)
+    assert len(packed_modules(model)) == 13
+
+
+def test_files_without_any_of_the_weights_are_refused(folder):
+    floats = folder.parent / "floats"
+
+    def rename(tensors):
+        for name in [name for name in tensors if "_proj" in name]:
+            tensors[name.replace(".weight", ".qweight")] = tensors.pop(name)
+
+    change(floats, rename)
+    with pytest.raises(QuantError, match="none of the weights"):
+        load_floats(floats)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_weights_in_other_formats_are_refused(folder, dtype):
+    floats = folder.parent / "floats"
+
+    def cast(tensors):
+        tensors[NAME] = tensors[NAME].to(dtype)
+
+    change(floats, cast)
+    with pytest.raises(QuantError, match="format that ince does not read") as caught:
+        load_floats(floats)
+    assert NAME in caught.value.where

@@ -396,7 +396,12 @@ def test_transformers_trainer_trains_adapters_over_it(folder, request, tmp_path)
     before = copy.deepcopy(model.state_dict())
     rows = [{"input_ids": [1, 2, 3, 4], "labels": [1, 2, 3, 4]}] * 8
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), max_steps=4, learning_rate=5e-2, report_to=[], use_cpu=True
+        output_dir=str(tmp_path),
+        max_steps=4,
+        learning_rate=5e-2,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
     )
     trainer = Trainer(model=adapted, args=arguments, train_dataset=rows)
     trainer.train()
@@ -404,7 +409,7 @@ def test_transformers_trainer_trains_adapters_over_it(folder, request, tmp_path)
     changed = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
     assert changed
     assert all("lora_" in name for name in changed)
-    assert losses == [] or all(torch.isfinite(torch.tensor(loss)) for loss in losses)
+    assert losses[-1] < losses[0]
 
 
 def test_a_merged_model_is_quantized_no_longer(llama, tmp_path):
