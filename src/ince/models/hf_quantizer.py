@@ -20,11 +20,10 @@ buffers with them only when ``from_pretrained`` is told ``offload_buffers=True``
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, PrefixChange, WeightConverter
 from transformers.quantizers import HfQuantizer
@@ -49,6 +48,9 @@ from ince.models.hf_packing import (
 from ince.models.hf_state_dict import keep_offloaded, left_out, packed_state_dict, unpack
 from ince.quant import Experts4bit, NF4Config, packed_modules, packed_weight_name
 from ince.quant.config import QUANT_METHOD
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["InceQuantizer", "PackedModelConfig", "make_quantized", "register"]
 
@@ -107,7 +109,7 @@ class InceQuantizer(HfQuantizer):
     # --------------------------------------------------------------------------- before loading
 
     def _process_model_before_weight_loading(
-        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
+        self, model: "PreTrainedModel", checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
         del kwargs
         self.stored = StoredPacked.of(checkpoint_files or [])
@@ -124,7 +126,7 @@ class InceQuantizer(HfQuantizer):
         return weight_conversions + self.stored.conversions(weight_conversions, model, self)
 
     def param_needs_quantization(
-        self, model: PreTrainedModel, param_name: str, **kwargs: Any
+        self, model: "PreTrainedModel", param_name: str, **kwargs: Any
     ) -> bool:
         """Whether a weight is to be packed as it is loaded."""
         del model, kwargs
@@ -142,7 +144,7 @@ class InceQuantizer(HfQuantizer):
 
     # ---------------------------------------------------------------------------- after loading
 
-    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+    def _process_model_after_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> None:
         del kwargs
         if self.errors:
             raise self.errors[0]
@@ -191,7 +193,7 @@ def register() -> None:
         register_quantizer(QUANT_METHOD)(InceQuantizer)
 
 
-def make_quantized(model: PreTrainedModel, config: NF4Config) -> None:
+def make_quantized(model: "PreTrainedModel", config: NF4Config) -> None:
     """Tell transformers that `model` is quantized, as if its `from_pretrained` had done it.
 
     For a model that was packed in another way: `save_pretrained` then writes bitsandbytes'
