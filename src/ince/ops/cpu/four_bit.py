@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ince.ops import reference
-from ince.ops.cpu.library import Library, active
-from ince.ops.cpu.tables import DTYPES, code_address, map_address
+from ince.ops.cpu.library import active
+from ince.ops.cpu.parts import parts_of
+from ince.ops.cpu.tables import DTYPES, code_address
 from ince.ops.four_bit import DEQUANTIZE_4BIT, QUANTIZE_4BIT
 
-__all__ = ["dequantize_4bit", "expand", "quantize_4bit"]
+__all__ = ["dequantize_4bit", "quantize_4bit"]
 
 
 @QUANTIZE_4BIT.backend("cpu")
@@ -60,40 +61,5 @@ def dequantize_4bit(
         return reference.dequantize_4bit(
             packed, absmax, nested_absmax, nested_offset, blocksize, shape, dtype, quant_type
         )
-    return expand(
-        library, packed, absmax, nested_absmax, nested_offset, blocksize, shape, dtype, quant_type
-    )
-
-
-def expand(
-    library: Library,
-    packed: Tensor,
-    absmax: Tensor,
-    nested_absmax: Tensor | None,
-    nested_offset: Tensor | None,
-    blocksize: int,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    quant_type: str,
-) -> Tensor:
-    """The same by the compiled function, for callers whose arguments are checked."""
-    out = torch.empty(tuple(shape), dtype=dtype)
-    packed, absmax = packed.contiguous(), absmax.contiguous()
-    nested, offset = None, None
-    if nested_absmax is not None and nested_offset is not None:
-        nested_absmax, nested_offset = nested_absmax.contiguous(), nested_offset.contiguous()
-        nested, offset = nested_absmax.data_ptr(), nested_offset.data_ptr()
-    library.dequantize(
-        packed.data_ptr(),
-        absmax.data_ptr(),
-        nested,
-        offset,
-        map_address(),
-        out.numel(),
-        blocksize,
-        code_address(quant_type),
-        out.data_ptr(),
-        DTYPES[dtype],
-        torch.get_num_threads(),
-    )
-    return out
+    parts = parts_of(packed, absmax, nested_absmax, nested_offset, blocksize, quant_type)
+    return parts.expand(library, shape, dtype)

@@ -162,7 +162,7 @@ def _load(path: Path) -> Library:
     # Arguments are those of kernels/library.cpp, in its order.
     quantize = (_ADDRESS, _NUMBER, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _ADDRESS, _NUMBER)
     parts = (_ADDRESS,) * 5
-    dequantize = (*parts, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER)
+    dequantize = (*parts, *(_COUNT,) * 5, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER)
     sizes = (_COUNT,) * 3
     multiply = (_ADDRESS, _NUMBER, *sizes, *parts, _COUNT, *(_ADDRESS,) * 3, _NUMBER)
     return Library(

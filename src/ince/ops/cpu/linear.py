@@ -1,18 +1,33 @@
-"""Products with a 4-bit weight on the CPU: expand it, multiply, drop it."""
+"""Products with a 4-bit weight on the CPU.
+
+Few rows are multiplied with codes that are looked up on the way, so that decoding takes the time
+of reading the packed weight; tens of rows with weights that are expanded in a core's own cache.
+Both are compiled, where the instruction set has a way to. Everything else expands the weight and
+leaves the product to PyTorch, slab by slab when it is large: a slab is still in a cache when it
+is multiplied, and memory above the packed weight stays small.
+"""
 
 from collections.abc import Sequence
+from math import gcd
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ince.ops import reference
-from ince.ops.cpu.four_bit import expand
-from ince.ops.cpu.library import active
-from ince.ops.cpu.tables import DTYPES, code_address, map_address
+from ince.ops.cpu.library import Library, active
+from ince.ops.cpu.parts import Parts, parts_of
+from ince.ops.cpu.tables import DTYPES
 from ince.ops.linear import GEMV_4BIT, LINEAR_4BIT, LINEAR_4BIT_INPUT_GRAD
 
 __all__ = ["gemv_4bit", "linear_4bit", "linear_4bit_input_grad"]
+
+# Above it no compiled product is taken; that of each instruction set may end before.
+_MAX_ROWS = 128
+
+# Of an expanded weight. Allocators also begin to ask the system for memory at about this size,
+# which then takes longer to hand out than to fill.
+_SLAB_BYTES = 1 << 24
 
 
 @LINEAR_4BIT.backend("cpu")
@@ -36,22 +51,20 @@ def linear_4bit(
         )
     num_out, num_in = shape
     num_rows = x.numel() // num_in
-    if num_rows and num_rows <= 128:
-        x = x.contiguous()
-        y = x.new_empty((*x.shape[:-1], num_out))
-        packed, absmax = packed.contiguous(), absmax.contiguous()
-        nested, offset = None, None
-        if nested_absmax is not None and nested_offset is not None:
-            nested_absmax, nested_offset = nested_absmax.contiguous(), nested_offset.contiguous()
-            nested, offset = nested_absmax.data_ptr(), nested_offset.data_ptr()
-        if bias is not None:
-            bias = bias.contiguous()
-        if library.multiply(x.data_ptr(), DTYPES[x.dtype], num_rows, num_in, num_out, packed.data_ptr(), absmax.data_ptr(), nested, offset, map_address(), blocksize, code_address(quant_type), None if bias is None else bias.data_ptr(), y.data_ptr(), torch.get_num_threads()):
+    parts = parts_of(packed, absmax, nested_absmax, nested_offset, blocksize, quant_type)
+    if 0 < num_rows <= _MAX_ROWS:
+        y = _multiplied(library, x.contiguous(), parts, bias, num_rows, num_out, num_in)
+        if y is not None:
             return y
-    weight = expand(
-        library, packed, absmax, nested_absmax, nested_offset, blocksize, shape, x.dtype, quant_type
-    )
-    return F.linear(x, weight, bias)
+    num_in_slab = _slab(num_out, num_in, x.element_size(), blocksize)
+    if num_in_slab >= num_out:
+        return F.linear(x, parts.expand(library, shape, x.dtype), bias)
+    y = x.new_empty((*x.shape[:-1], num_out))
+    for start in range(0, num_out, num_in_slab):
+        stop = min(start + num_in_slab, num_out)
+        slab = parts.expand(library, (stop - start, num_in), x.dtype, start=start * num_in)
+        y[..., start:stop] = F.linear(x, slab, None if bias is None else bias[start:stop])
+    return y
 
 
 gemv_4bit = linear_4bit
@@ -74,15 +87,54 @@ def linear_4bit_input_grad(
         return reference.linear_4bit_input_grad(
             grad, packed, absmax, nested_absmax, nested_offset, blocksize, shape, quant_type
         )
-    weight = expand(
-        library,
-        packed,
-        absmax,
-        nested_absmax,
-        nested_offset,
-        blocksize,
-        shape,
-        grad.dtype,
-        quant_type,
+    num_out, num_in = shape
+    parts = parts_of(packed, absmax, nested_absmax, nested_offset, blocksize, quant_type)
+    # Slabs of columns: sums over the outputs are taken in one product and rounded once.
+    width = max(_SLAB_BYTES // (num_out * grad.element_size()) // blocksize, 1) * blocksize
+    if width >= num_in or num_in % blocksize:
+        return torch.matmul(grad, parts.expand(library, shape, grad.dtype))
+    result = grad.new_empty((*grad.shape[:-1], num_in))
+    for start in range(0, num_in, width):
+        stop = min(start + width, num_in)
+        slab = parts.expand(
+            library, (num_out, stop - start), grad.dtype, start=start, stride=num_in
+        )
+        result[..., start:stop] = torch.matmul(grad, slab)
+    return result
+
+
+def _multiplied(
+    library: Library,
+    x: Tensor,
+    parts: Parts,
+    bias: Tensor | None,
+    num_rows: int,
+    num_out: int,
+    num_in: int,
+) -> Tensor | None:
+    """The product by the compiled function; nothing where it has none for this case."""
+    y = x.new_empty((*x.shape[:-1], num_out))
+    if bias is not None:
+        bias = bias.contiguous()
+    is_done = library.multiply(
+        x.data_ptr(),
+        DTYPES[x.dtype],
+        num_rows,
+        num_in,
+        num_out,
+        *parts.addresses,
+        parts.blocksize,
+        parts.code,
+        None if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        torch.get_num_threads(),
     )
-    return torch.matmul(grad, weight)
+    return y if is_done else None
+
+
+def _slab(num_out: int, num_in: int, weight_bytes: int, blocksize: int) -> int:
+    """Rows of the weight to expand together: of whole blocks, and `num_out` when it is small."""
+    if num_out * num_in * weight_bytes <= _SLAB_BYTES:
+        return num_out
+    step = blocksize // gcd(num_in, blocksize)
+    return max(_SLAB_BYTES // (num_in * weight_bytes * step), 1) * step

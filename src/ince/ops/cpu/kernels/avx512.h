@@ -145,6 +145,7 @@ bool quantize(const QuantizeArgs& args, int64_t first, int64_t last) {
 // `decoded` has room for `count` and up to fifteen more.
 inline const float* decode_scales(const Scales& scales, int64_t first, int64_t count,
                                   float* decoded) {
+  first += scales.first;
   if (scales.absmax) return scales.absmax + first;
   for (int64_t i = 0; i < count; i += 16) {
     const int64_t left = count - i;

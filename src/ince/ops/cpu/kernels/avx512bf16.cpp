@@ -2,6 +2,7 @@
 // from Zen 4 on.
 
 #include "avx512bf16_gemv.h"
+#include "avx512bf16_rows.h"
 
 namespace ince {
 
@@ -9,7 +10,7 @@ const Kernels kAvx512Bf16 = {
     "avx512bf16",
     quantize,
     dequantize,
-    {&gemv_bf16::kProduct, &gemv::kProduct, nullptr},
+    {&gemv_bf16::kProduct, &rows_bf16::kProduct, &gemv::kProduct, nullptr},
 };
 
 }  // namespace ince

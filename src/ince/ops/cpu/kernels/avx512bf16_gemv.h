@@ -12,6 +12,8 @@ namespace ince {
 namespace {
 namespace gemv_bf16 {
 
+constexpr int64_t kMaxRows = 8;
+
 using gemv::kChunk;
 using gemv::kMaxScales;
 using gemv::kSegment;
@@ -21,7 +23,7 @@ using gemv::padded;
 constexpr int kInWord[4] = {1, 0, 3, 2};
 
 bool fits(const ProductArgs& args) {
-  return args.dtype == kBFloat16 && gemv::is_regular(args);
+  return args.dtype == kBFloat16 && args.num_in % 64 == 0 && args.num_rows <= kMaxRows;
 }
 
 int64_t arranged_bytes(const ProductArgs& args) {
@@ -65,9 +67,13 @@ void multiply_outs(const ProductArgs& args, int64_t first) {
   const int64_t shift = gemv::log2_of(args.blocksize);
   const int64_t width = padded(args.num_in);
   const uint16_t* x = static_cast<const uint16_t*>(args.arranged);
-  __m512 sums[outs][rows][2];
+  // One product waits for another of the same sum, so that there should be eight sums or more.
+  constexpr int parts = outs * rows < 8 ? 2 : 1;
+  __m512 sums[outs][rows][parts];
   for (int o = 0; o < outs; ++o) {
-    for (int r = 0; r < rows; ++r) sums[o][r][0] = sums[o][r][1] = _mm512_setzero_ps();
+    for (int r = 0; r < rows; ++r) {
+      for (int part = 0; part < parts; ++part) sums[o][r][part] = _mm512_setzero_ps();
+    }
   }
   float decoded[outs][kMaxScales];
   for (int64_t segment = 0; segment < args.num_in; segment += kSegment) {
@@ -105,8 +111,8 @@ void multiply_outs(const ProductArgs& args, int64_t first) {
                                         : _mm512_permutexvar_epi16(index, table0);
           for (int r = 0; r < rows; ++r) {
             const __m512i inputs = _mm512_load_si512(x + r * width + i + nibble * 32);
-            sums[o][r][nibble & 1] =
-                _mm512_dpbf16_ps(sums[o][r][nibble & 1], (__m512bh)weights, (__m512bh)inputs);
+            __m512& sum = sums[o][r][nibble % parts];
+            sum = _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)inputs);
           }
         };
         add(words, 0);
@@ -118,7 +124,8 @@ void multiply_outs(const ProductArgs& args, int64_t first) {
   }
   for (int o = 0; o < outs; ++o) {
     for (int r = 0; r < rows; ++r) {
-      const __m512 sum = _mm512_add_ps(sums[o][r][0], sums[o][r][1]);
+      __m512 sum = sums[o][r][0];
+      if constexpr (parts == 2) sum = _mm512_add_ps(sum, sums[o][r][1]);
       gemv::store_result(args, r, first + o, _mm512_reduce_add_ps(sum));
     }
   }
@@ -126,7 +133,7 @@ void multiply_outs(const ProductArgs& args, int64_t first) {
 
 template <int rows, bool small>
 void multiply_rows(const ProductArgs& args, int64_t first, int64_t last) {
-  constexpr int outs = rows < 3 ? 4 : 2;  // what the registers hold
+  constexpr int outs = rows <= 4 ? 4 : 2;  // what the registers hold
   int64_t out = first;
   for (; out + outs <= last; out += outs) multiply_outs<rows, outs, small>(args, out);
   for (; out < last; ++out) multiply_outs<rows, 1, small>(args, out);
@@ -141,8 +148,16 @@ void multiply_sized(const ProductArgs& args, int64_t first, int64_t last) {
       return multiply_rows<2, small>(args, first, last);
     case 3:
       return multiply_rows<3, small>(args, first, last);
-    default:
+    case 4:
       return multiply_rows<4, small>(args, first, last);
+    case 5:
+      return multiply_rows<5, small>(args, first, last);
+    case 6:
+      return multiply_rows<6, small>(args, first, last);
+    case 7:
+      return multiply_rows<7, small>(args, first, last);
+    default:
+      return multiply_rows<8, small>(args, first, last);
   }
 }
 

@@ -28,6 +28,7 @@ struct Scales {
   const float* nested;        // one for 256 blocks
   const float* map;           // 256 values
   const float* offset;        // one, added to all
+  int64_t first;              // which of them is that of block 0
 };
 
 struct QuantizeArgs {

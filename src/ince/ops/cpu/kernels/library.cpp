@@ -48,9 +48,10 @@ void advise_huge([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) 
 #endif
 }
 
-Scales scales_of(const void* absmax, const float* nested, const float* offset, const float* map) {
+Scales scales_of(const void* absmax, const float* nested, const float* offset, const float* map,
+                 int64_t first) {
   return {nested ? nullptr : static_cast<const float*>(absmax),
-          nested ? static_cast<const uint8_t*>(absmax) : nullptr, nested, map, offset};
+          nested ? static_cast<const uint8_t*>(absmax) : nullptr, nested, map, offset, first};
 }
 
 bool is_supported(const char* name) {
@@ -131,17 +132,41 @@ INCE_API int32_t ince_quantize(const void* weight, int32_t dtype, int64_t num_we
   return finite.load() ? 1 : 0;
 }
 
+// `num_rows` runs of `run` weights each, the first from weight `start` on, the next `stride` weights
+// later, and so on; all three are multiples of the block size, save that the one run of a whole
+// tensor may end with it. The results lie one after the other.
 INCE_API void ince_dequantize(const uint8_t* packed, const void* absmax, const float* nested,
-                              const float* offset, const float* map, int64_t num_weights,
-                              int64_t blocksize, const Code* code, void* out, int32_t dtype,
-                              int32_t threads) {
-  const Scales scales = scales_of(absmax, nested, offset, map);
-  const DequantizeArgs args{packed, scales, num_weights, blocksize,
-                            code,   out,    DType(dtype), num_weights > kStreamed};
-  const int64_t num_blocks = (num_weights + blocksize - 1) / blocksize;
-  advise_huge(out, num_weights * (dtype == kFloat32 ? 4 : 2));
-  parallel_for(num_blocks, kChunk / blocksize, threads,
-               [&](int64_t first, int64_t last) { kernels->dequantize(args, first, last); });
+                              const float* offset, const float* map, int64_t start,
+                              int64_t num_rows, int64_t run, int64_t stride, int64_t blocksize,
+                              const Code* code, void* out, int32_t dtype, int32_t threads) {
+  const int64_t weight_bytes = dtype == kFloat32 ? 4 : 2;
+  const int64_t run_blocks = (run + blocksize - 1) / blocksize;
+  const int64_t chunk = kChunk / blocksize;
+  advise_huge(out, num_rows * run * weight_bytes);
+  const auto of_row = [&](int64_t row) {
+    const int64_t first = start + row * stride;
+    return DequantizeArgs{
+        packed + first / 2,
+        scales_of(absmax, nested, offset, map, first / blocksize),
+        run,
+        blocksize,
+        code,
+        static_cast<uint8_t*>(out) + row * run * weight_bytes,
+        DType(dtype),
+        num_rows * run > kStreamed};
+  };
+  if (num_rows == 1) {
+    const DequantizeArgs args = of_row(0);
+    parallel_for(run_blocks, chunk, threads, [&](int64_t first, int64_t last) {
+      kernels->dequantize(args, first, last);
+    });
+    return;
+  }
+  parallel_for(num_rows, chunk / run_blocks, threads, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      kernels->dequantize(of_row(row), 0, run_blocks);
+    }
+  });
 }
 
 // 1, or 0 when this must be done by expanding the weight; nothing is written then.
@@ -151,7 +176,7 @@ INCE_API int32_t ince_multiply(const void* x, int32_t dtype, int64_t num_rows, i
                                int64_t blocksize, const Code* code, const void* bias, void* y,
                                int32_t threads) {
   ProductArgs args{x,      DType(dtype), num_rows, num_in,
-                   num_out, packed,      scales_of(absmax, nested, offset, map),
+                   num_out, packed,      scales_of(absmax, nested, offset, map, 0),
                    blocksize, code,      bias,     y,
                    nullptr};
   const Product* product = nullptr;

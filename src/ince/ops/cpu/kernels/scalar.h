@@ -71,6 +71,7 @@ inline float load_weight(const void* weights, DType dtype, int64_t index) {
 }
 
 inline float scale_of(const Scales& scales, int64_t block) {
+  block += scales.first;
   if (scales.absmax) return scales.absmax[block];
   const float product = scales.map[scales.codes[block]] * scales.nested[block >> 8];
   return product + *scales.offset;
