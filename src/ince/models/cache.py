@@ -8,11 +8,12 @@ import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ince.errors import InceError
 from ince.files import read_json, sha256_bytes, sha256_file, write_json
 
-__all__ = ["cache_folder", "file_digest", "folder_digest"]
+__all__ = ["cache_folder", "file_digest", "folder_digest", "known_digest"]
 
 
 def cache_folder() -> Path:
@@ -31,21 +32,34 @@ def file_digest(path: Path, *, verify: bool = False) -> str:
         path: the file.
         verify: read the bytes even when the digest is remembered.
     """
-    path = Path(path).resolve()
-    state = path.stat()
-    memory = cache_folder() / "digests" / f"{sha256_bytes(os.fsencode(path))}.json"
-    facts = {"path": str(path), "size": state.st_size, "changed_ns": state.st_mtime_ns}
-    if not verify:
-        with contextlib.suppress(InceError, OSError):
-            known = read_json(memory)
-            digest = known.pop("sha256", None)
-            if known == facts and isinstance(digest, str):
-                return digest
-    digest = sha256_file(path)
+    known = None if verify else known_digest(path)
+    if known is not None:
+        return known
+    memory, facts = _memory(path)
+    digest = sha256_file(Path(facts["path"]))
     # Remembering is a convenience: a cache that cannot be written to costs time only.
     with contextlib.suppress(InceError, OSError):
         write_json(memory, {**facts, "sha256": digest})
     return digest
+
+
+def known_digest(path: Path) -> str | None:
+    """What `file_digest` remembers of a file, or None: nothing is read but the memory."""
+    memory, facts = _memory(path)
+    with contextlib.suppress(InceError, OSError):
+        known = read_json(memory)
+        digest = known.pop("sha256", None)
+        if known == facts and isinstance(digest, str):
+            return digest
+    return None
+
+
+def _memory(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Where the digest of a file is remembered, and the facts that it depends on."""
+    path = Path(path).resolve()
+    state = path.stat()
+    memory = cache_folder() / "digests" / f"{sha256_bytes(os.fsencode(path))}.json"
+    return memory, {"path": str(path), "size": state.st_size, "changed_ns": state.st_mtime_ns}
 
 
 def folder_digest(folder: Path, names: Iterable[str]) -> str:

@@ -9,13 +9,13 @@ import torch
 
 from ince.errors import CorruptFileError, InputError, ModelReferenceError, did_you_mean
 from ince.lora.base_identity import note_origin
-from ince.models.build import EmptyOnMeta, check_filled, place, weights_to_pack
+from ince.models.build import EmptyOnMeta, Places, check_filled, weights_to_pack
 from ince.models.layout import Layout, find_layout
+from ince.models.packed_cache import AUTOMATIC_BYTES, CachedLoad, load_cached
 from ince.models.prequantized import check_agreement, stored_quantization
 from ince.models.quiet import quiet_transformers
 from ince.models.reference import ResolvedModel, resolve
 from ince.models.source import SafetensorsSource, TensorSource
-from ince.models.streaming import stream
 from ince.quant import NF4Config, quantize_model
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "auto",
     revision: str | None = None,
+    cache: bool | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Load a causal language model and its tokenizer.
@@ -52,6 +53,9 @@ def load_model(
         dtype: of what is not quantized; bfloat16 when None.
         device: ``"auto"`` takes CUDA, then MPS, then the CPU; else a torch device.
         revision: branch, tag or commit, for a hub id.
+        cache: keep the packed model on disk, so that the next load with these settings is a
+            memory map, and one that is cut off goes on where it was. None keeps models of
+            1 GiB and more that are packed. What is packed on disk already needs no cache.
         progress: told ``(stage, done, total)``; stages are converting, downloading, loading.
             The numbers of loading are bytes, as stored.
 
@@ -77,7 +81,7 @@ def load_model(
     with quiet_transformers():
         config, stored = _read_config(resolved.folder)
         tokenizer = load_tokenizer(resolved.folder)
-        model = _load(config, source, kept, target, quantization, stored, progress)
+        model = _load(resolved, config, source, kept, target, quantization, stored, cache, progress)
     _check_vocabulary(model, tokenizer, resolved.folder)
     model.name_or_path = resolved.name
     model.config.name_or_path = resolved.name
@@ -143,12 +147,14 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 def _load(
+    resolved: ResolvedModel,
     config: Any,
     source: TensorSource,
     dtype: torch.dtype,
     device: torch.device,
     quantization: NF4Config | None,
     stored: NF4Config | None,
+    cache: bool | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> "PreTrainedModel":
     model = _empty_model(config, source.folder, dtype)
@@ -160,12 +166,22 @@ def _load(
     if layout is None or _are_tied(model, packed):
         del model
         return _load_whole(source.folder, dtype, device, quantization, progress)
-    finished = stream(
-        source, layout, packed=packed, config=quantization, device=device, progress=progress
-    )
-    place(model, finished)
+    load = CachedLoad(resolved, source, layout, packed, quantization, dtype, device, progress)
+    places = Places(model)
+    if stored is None and _is_cached(cache, quantization, source):
+        load_cached(load, places.put)
+    else:
+        for finished in load.stream():
+            places.put(finished)
     _finish(model, layout, source.folder, device)
     return model
+
+
+def _is_cached(cache: bool | None, quantization: NF4Config | None, source: TensorSource) -> bool:
+    if cache is not None:
+        return cache
+    stored = sum(entry.num_bytes for entry in source.entries.values())
+    return quantization is not None and stored >= AUTOMATIC_BYTES
 
 
 def _empty_model(config: Any, folder: Path, dtype: torch.dtype) -> "PreTrainedModel":

@@ -219,11 +219,19 @@ def test_quantizing_while_streaming_equals_quantizing_afterwards(name: str, tmp_
     assert not any(p.requires_grad or p.is_meta for p in streamed.parameters())
 
 
-def test_fused_experts_are_not_left_unquantized_without_a_word(tmp_path: Path) -> None:
-    small = {**COMMON, "num_local_experts": 2, "num_experts_per_tok": 1}
+@pytest.mark.parametrize("blocksize", [64, 4096])
+def test_experts_are_packed_as_they_come(blocksize: int, tmp_path: Path) -> None:
+    small = {**COMMON, "num_local_experts": 3, "num_experts_per_tok": 1}
     folder = save(MixtralForCausalLM(MixtralConfig(**small)), tmp_path / "model")
-    with pytest.raises(QuantError, match="neither linear layers"):
-        load_model(folder, device="cpu", quantization=NF4Config())
+    config = NF4Config(blocksize=blocksize)
+    afterwards, _ = load_model(folder, device="cpu")
+    quantize_model(afterwards, config)
+    streamed, _ = load_model(folder, device="cpu", quantization=config)
+    expected = afterwards.state_dict()
+    assert "model.layers.0.mlp.experts.gate_up_proj.packed" in expected
+    assert streamed.state_dict().keys() == expected.keys()
+    assert all(torch.equal(v, expected[k]) for k, v in streamed.state_dict().items())
+    assert torch.equal(logits(streamed), logits(afterwards))
 
 
 def test_generation_settings_are_read(folder: Path) -> None:
