@@ -8,6 +8,7 @@ checking them, and never holding more than the finished model and one tensor in 
 from ince.models.attention import attention_argument
 from ince.models.load import choose_device, load_model, load_tokenizer
 from ince.models.packaged import PACKAGED_MODELS
+from ince.models.quantized_folder import save_quantized
 from ince.models.reference import ResolvedModel, resolve
 from ince.models.short_rows import short_row_attention
 from ince.models.target_logits import logits_only_at
@@ -21,5 +22,6 @@ __all__ = [
     "load_tokenizer",
     "logits_only_at",
     "resolve",
+    "save_quantized",
     "short_row_attention",
 ]

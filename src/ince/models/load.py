@@ -9,13 +9,15 @@ import torch
 
 from ince.errors import CorruptFileError, InputError, ModelReferenceError, did_you_mean
 from ince.lora.base_identity import note_origin
-from ince.models.build import EmptyOnMeta, Places, check_filled, weights_to_pack
+from ince.models.build import Places, check_filled, weights_to_pack
+from ince.models.gguf import convert_gguf
 from ince.models.layout import Layout, find_layout
+from ince.models.opening import empty_model, open_source
 from ince.models.packed_cache import AUTOMATIC_BYTES, CachedLoad, load_cached
 from ince.models.prequantized import check_agreement, stored_quantization
 from ince.models.quiet import quiet_transformers
 from ince.models.reference import ResolvedModel, resolve
-from ince.models.source import SafetensorsSource, TensorSource
+from ince.models.source import TensorSource
 from ince.quant import NF4Config, quantize_model
 
 if TYPE_CHECKING:
@@ -76,13 +78,13 @@ def load_model(
     if isinstance(reference, ResolvedModel):
         resolved = reference
     else:
-        resolved = resolve(reference, revision, progress=progress)
-    source = SafetensorsSource(resolved.folder)
+        resolved = resolve(reference, revision, convert=False, progress=progress)
+    source = open_source(resolved)
     with quiet_transformers():
-        config, stored = _read_config(resolved.folder)
+        config, stored = read_config(resolved.folder)
         tokenizer = load_tokenizer(resolved.folder)
         model = _load(resolved, config, source, kept, target, quantization, stored, cache, progress)
-    _check_vocabulary(model, tokenizer, resolved.folder)
+    check_vocabulary(model, tokenizer, resolved.folder)
     model.name_or_path = resolved.name
     model.config.name_or_path = resolved.name
     note_origin(model, resolved)
@@ -157,15 +159,18 @@ def _load(
     cache: bool | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> "PreTrainedModel":
-    model = _empty_model(config, source.folder, dtype)
+    model = empty_model(config, source.folder, dtype)
     layout = find_layout(model, source, dtype)
     packed = weights_to_pack(model, quantization)
     if stored is not None:
         check_agreement(layout, packed, quantization, source.folder)
         packed, quantization = frozenset(), quantization or stored
-    if layout is None or _are_tied(model, packed):
+    if layout is None or are_tied(model, packed):
         del model
-        return _load_whole(source.folder, dtype, device, quantization, progress)
+        folder = source.folder
+        if resolved.source is not None:
+            folder = convert_gguf(resolved.source, progress=progress)
+        return _load_whole(folder, dtype, device, quantization, progress)
     load = CachedLoad(resolved, source, layout, packed, quantization, dtype, device, progress)
     places = Places(model)
     if stored is None and _is_cached(cache, quantization, source):
@@ -184,23 +189,7 @@ def _is_cached(cache: bool | None, quantization: NF4Config | None, source: Tenso
     return quantization is not None and stored >= AUTOMATIC_BYTES
 
 
-def _empty_model(config: Any, folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
-    """The model without its weights: what is to be loaded is on meta."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with EmptyOnMeta():
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
-        raise ModelReferenceError(
-            "transformers cannot build a language model from this config",
-            where=folder / "config.json",
-            got=f"{type(error).__name__}: {error}",
-            expected="a causal language model that the installed transformers knows",
-        ) from error
-
-
-def _are_tied(model: "PreTrainedModel", packed: Container[str]) -> bool:
+def are_tied(model: "PreTrainedModel", packed: Container[str]) -> bool:
     """Whether two layers to pack share their weight: tying works on floats only."""
     tied: dict[str, str] = model.all_tied_weights_keys
     return any(name in packed or source in packed for name, source in tied.items())
@@ -228,7 +217,7 @@ def _finish(model: "PreTrainedModel", layout: Layout, folder: Path, device: torc
             ) from error
 
 
-def _read_config(folder: Path) -> tuple[Any, NF4Config | None]:
+def read_config(folder: Path) -> tuple[Any, NF4Config | None]:
     """transformers' config, and how the weights are packed where they are."""
     from transformers import AutoConfig
 
@@ -309,7 +298,7 @@ def _load_whole(
     return model
 
 
-def _check_vocabulary(
+def check_vocabulary(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path
 ) -> None:
     embedding: Any = model.get_input_embeddings()

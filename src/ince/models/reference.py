@@ -19,7 +19,7 @@ from typing import Literal
 
 from ince.errors import DiskFullError, ModelReferenceError, did_you_mean
 from ince.models.cache import file_digest, folder_digest
-from ince.models.gguf import convert_gguf, is_gguf
+from ince.models.gguf import convert_gguf, is_gguf, open_gguf
 from ince.models.hub import card_license, download, hub_error
 from ince.models.packaged import (
     PACKAGED_MODELS,
@@ -45,8 +45,9 @@ class ResolvedModel:
         reference: as the user wrote it.
         name: how an adapter names its base: the hub id where there is one, else the path.
         kind: where it came from.
-        folder: config, safetensors weights and tokenizer.
-        source: the GGUF file that `folder` was converted from, or None.
+        folder: config, safetensors weights and tokenizer; of a GGUF file that was not
+            converted, config and tokenizer only.
+        source: the GGUF file that `folder` was made from, or None.
         license: as the model's card says, or None when it does not.
         revision: the hub commit, or None.
     """
@@ -83,6 +84,7 @@ def resolve(
     reference: str | Path,
     revision: str | None = None,
     *,
+    convert: bool = True,
     progress: Progress | None = None,
 ) -> ResolvedModel:
     """Find the model that `reference` names, downloading or converting it where needed.
@@ -90,6 +92,8 @@ def resolve(
     Args:
         reference: a packaged name, a folder, a GGUF file, or a hub id.
         revision: branch, tag or commit; for hub ids only.
+        convert: make a folder with weights of a GGUF file. Otherwise they stay in the file, for
+            `open_source`, where they can be read from there.
         progress: told ``(stage, done, total)`` of what takes long.
 
     Raises:
@@ -108,7 +112,7 @@ def resolve(
         return _packaged(text, packaged, revision, progress)
     path = _path(text)
     if path is not None and path.exists():
-        return _local(text, path, revision, progress)
+        return _local(text, path, revision, progress, convert=convert)
     if _looks_like_hub_id(text):
         return _hub(text, text, revision, progress)
     if path is None:
@@ -154,7 +158,9 @@ def _packaged(
     )
 
 
-def _local(text: str, path: Path, revision: str | None, progress: Progress | None) -> ResolvedModel:
+def _local(
+    text: str, path: Path, revision: str | None, progress: Progress | None, *, convert: bool
+) -> ResolvedModel:
     if revision is not None:
         raise ModelReferenceError(
             "a revision can be chosen for models from the hub only",
@@ -171,11 +177,21 @@ def _local(text: str, path: Path, revision: str | None, progress: Progress | Non
                 expected="a GGUF file, or a folder with config.json and safetensors weights",
                 do="name the folder of the model; pickles (.bin, .pt) are never opened",
             )
-        folder = convert_gguf(path, progress=progress)
+        folder = None if convert else _described(path)
+        if folder is None:
+            folder = convert_gguf(path, progress=progress)
         return ResolvedModel(text, str(absolute), "gguf", folder, source=absolute)
     if not (path / "config.json").is_file():
         raise _not_a_model(path)
     return ResolvedModel(text, str(absolute), "folder", absolute, license=card_license(path))
+
+
+def _described(path: Path) -> Path | None:
+    """The folder with config and tokenizer of a GGUF file; None where it must be converted."""
+    try:
+        return open_gguf(path).folder
+    except ModelReferenceError:  # an architecture that only transformers reads, or none at all
+        return None
 
 
 def _not_a_model(path: Path) -> ModelReferenceError:
