@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,10 @@ from transformers import (
 )
 
 from ince.errors import CorruptFileError, DiskFullError, QuantError
+from ince.models import load as load_module
 from ince.models import load_model, packed_cache, packed_manifest
 from ince.models.source import SafetensorsSource
+from ince.models.streaming import Finished
 from ince.quant import NF4Config
 
 COMMON = {
@@ -298,25 +300,52 @@ def test_fault_while_reading_is_no_fault_of_the_cache(
     assert caught.value is error
 
 
-def test_two_loads_at_once_write_one_cache(folder: Path, cache: Path) -> None:
-    found: list[PreTrainedModel] = []
-    told: list[str] = []
+def test_two_loads_at_once_write_one_cache(
+    folder: Path, cache: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[packed_cache.CachedLoad] = []
 
-    def load() -> None:
-        model, _ = load_model(
+    def noted(load: packed_cache.CachedLoad, put: Callable[[Finished], None]) -> None:
+        loads.append(load)
+        for finished in load.stream():
+            put(finished)
+
+    # transformers itself builds one model at a time only.
+    monkeypatch.setattr(load_module, "load_cached", noted)
+    told: list[str] = []
+    for _ in range(2):
+        load_model(
             folder,
             quantization=NF4,
             device="cpu",
             cache=True,
             progress=lambda stage, *_: told.append(stage),
         )
-        found.append(model)
+    reads.clear()
+    found: list[dict[str, Finished]] = [{}, {}]
+    both_began = threading.Barrier(2)
 
-    threads = [threading.Thread(target=load) for _ in range(2)]
+    def run(number: int) -> None:
+        both_began.wait()
+
+        def put(finished: Finished) -> None:
+            found[number][finished.target.name] = finished
+
+        packed_cache.load_cached(loads[number], put)
+
+    threads = [threading.Thread(target=run, args=[number]) for number in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 2
-    assert equal(*found)
+    assert len(reads) == len(set(reads))  # the other one waited
     assert len(entries(cache)) == 1
+    first, second = found
+    assert first.keys() == second.keys() == loads[0].layout.targets.keys()
+    for name, one in first.items():
+        other = second[name]
+        assert one.config == other.config
+        assert one.parts.keys() == other.parts.keys()
+        assert all(torch.equal(part, other.parts[n]) for n, part in one.parts.items())
+        if one.tensor is not None and other.tensor is not None:
+            assert torch.equal(one.tensor, other.tensor)
