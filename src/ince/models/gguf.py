@@ -61,7 +61,7 @@ def open_gguf(
     def describe(folder: Path) -> None:
         config, tokenizer = read_description(file)
         made.append(empty_model(file, config))
-        _write_description(made[0], tokenizer, folder)
+        _write_description(file, made[0], tokenizer, folder)
 
     folder = _cached(file.path, "gguf-config", describe, verify=verify)
     if not made:
@@ -188,7 +188,7 @@ def _convert(
     told = _told(drawn, planned, progress)
     # With the alignment, the library's bytes: a copy is the same whoever made it.
     write_safetensors(folder / "model.safetensors", planned, told, alignment=8)
-    _write_description(model, tokenizer, folder)
+    _write_description(file, model, tokenizer, folder)
 
 
 def _told(
@@ -207,7 +207,7 @@ def _told(
         progress("converting", done, total)
 
 
-def _write_description(model: Any, tokenizer: Any, folder: Path) -> None:
+def _write_description(file: GGUFFile, model: Any, tokenizer: Any, folder: Path) -> None:
     config = model.config
     # transformers marks the config as quantized, and would refuse to load the copy.
     if hasattr(config, "quantization_config"):
@@ -217,6 +217,21 @@ def _write_description(model: Any, tokenizer: Any, folder: Path) -> None:
         config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    _drop_invented_tokens(file, folder / "tokenizer.json")
+
+
+def _drop_invented_tokens(file: GGUFFile, path: Path) -> None:
+    """Take out what transformers adds to the file's tokens, and the model has no rows for.
+
+    It makes every byte-level tokenizer a GPT-2's, with an ``<|endoftext|>`` where there was none.
+    """
+    tokens: Any = file.metadata.get("tokenizer.ggml.tokens")
+    if tokens is None:
+        return
+    content: dict[str, Any] = read_json(path)
+    known = [token for token in content["added_tokens"] if token["id"] < len(tokens)]
+    if len(known) < len(content["added_tokens"]):
+        write_json(path, content | {"added_tokens": known})
 
 
 def _read_whole(file: GGUFFile, config: Any) -> Any:

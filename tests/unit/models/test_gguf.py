@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from ince.errors import CorruptFileError, InceError, ModelReferenceError
 from ince.files import read_json
+from ince.formats.gguf import GGUFFile
 from ince.models import gguf, resolve
 from ince.models.gguf import convert_gguf, open_gguf
 from ince.models.gguf_description import read_description
@@ -64,6 +65,15 @@ def test_the_copy_is_the_model_of_transformers(source: Path, tmp_path: Path) -> 
     assert read_json(folder / "config.json")["architectures"] == ["LlamaForCausalLM"]
     assert AutoTokenizer.from_pretrained(folder).tokenize("he") == ["he"]
     assert isinstance(AutoModelForCausalLM.from_pretrained(folder), LlamaForCausalLM)
+
+
+@pytest.mark.parametrize("read", [convert_gguf, lambda source: open_gguf(source).folder])
+def test_the_tokenizer_has_the_tokens_of_the_file(source: Path, read) -> None:
+    """A token more, as transformers makes of a file without ``<|endoftext|>``, has no embedding."""
+    tokenizer = AutoTokenizer.from_pretrained(read(source))
+    assert len(tokenizer) == len(GGUFFile(source).metadata["tokenizer.ggml.tokens"])
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
+    assert tokenizer("<s>he</s>")["input_ids"] == [1, 259, 2]
 
 
 def test_streaming_gives_the_tensors_of_the_copy(source: Path, reads: list[Path]) -> None:
