@@ -56,6 +56,10 @@ COMMANDS: Mapping[str, CommandEntry] = MappingProxyType(
         "merge": CommandEntry(
             "ince.cli.merge:merge", "adapter and base to one 16-bit model, with the parity proof"
         ),
+        "quantize": CommandEntry(
+            "ince.cli.quantize:quantize",
+            "a model to a folder in 4 bits, which other tools read too",
+        ),
         "inspect": CommandEntry(
             "ince.cli.inspect:inspect", "what an adapter is made of, and what two of them share"
         ),

@@ -39,6 +39,18 @@ SURFACE = {
     "inspect": {"--base", "--layers", "--plot"},
     "data inspect": {"--model", "--row", "--format", "--max-length", "--loss-on"},
     "env": set(),
+    "quantize": {
+        "--out",
+        "--quant-type",
+        "--blocksize",
+        "--no-double-quant",
+        "--scale-search",
+        "--quantize-head",
+        "--skip",
+        "--compute-dtype",
+        "--format",
+        "--revision",
+    },
 }
 
 
