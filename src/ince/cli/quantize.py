@@ -174,7 +174,7 @@ def quantize(
     _check_out(out)
     from ince.models import resolve
     from ince.models.opening import open_source
-    from ince.models.quantized_folder import write_quantized
+    from ince.models.quantized_folder import unfinished_folder, write_quantized
     from ince.publish import describe_quantized
     from ince.quant import NF4Config
     from ince.recipe.progress import RunProgress
@@ -198,10 +198,13 @@ def quantize(
         try:
             write_quantized(source, out, config, dtype=config.torch_dtype, progress=report)
         except KeyboardInterrupt as stop:
+            kept = unfinished_folder(out)
             raise InterruptedRunError(
-                "stopped; no half-written model is left",
+                "stopped; no half-written file is left",
                 where=out,
-                do="give the same command again: it goes on after the files that are finished",
+                do=f"give the same command again: it goes on after the files in {kept}"
+                if kept.exists()
+                else None,
             ) from stop
         found = describe_quantized(out, source)
     seconds = time.monotonic() - started

@@ -43,7 +43,7 @@ def quantized_lines(
         f"{format_count(found.num_packed)} weights at {found.bits_per_packed_weight:.3f} bits",
     )
     if found.num_kept:
-        yield _line("kept", f"{format_count(found.num_kept)} as they were: {_kept(found)}")
+        yield _line("kept", f"{format_count(found.num_kept)} as they were{_kept(found)}")
     yield _line("in all", f"{found.bits_per_weight:.2f} bits a weight")
     yield Text()
     yield _table(found)
@@ -58,7 +58,7 @@ def _line(label: str, value: str) -> Text:
 
 
 def _kept(found: QuantizedFolder) -> str:
-    return ", ".join(found.kept) + ", …"
+    return f", most in {' and '.join(found.kept)}" if found.kept else ""
 
 
 def _table(found: QuantizedFolder) -> Table:

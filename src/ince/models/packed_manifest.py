@@ -18,6 +18,7 @@ from ince.errors import DiskFullError, InceError
 from ince.files import read_json, sha256_bytes, sha256_file, write_json
 from ince.formats.tensor_bytes import DTYPES, read_tensor_header
 from ince.models.packed_shards import Shard
+from ince.units import format_bytes
 
 __all__ = ["Facts", "PackedFolder", "key_of"]
 
@@ -81,8 +82,15 @@ class PackedFolder:
         for path in self.folder.iterdir():
             if path.name not in kept and path.name != MANIFEST:
                 path.unlink()
-        if shutil.disk_usage(self.folder).free < num_bytes:
-            raise DiskFullError("too little space on the device", where=self.folder)
+        free = shutil.disk_usage(self.folder).free
+        if free < num_bytes:
+            raise DiskFullError(
+                "too little space on the device",
+                where=self.folder,
+                got=f"{format_bytes(free)} free",
+                expected=format_bytes(num_bytes),
+                do="free some space, or choose a folder on another disk",
+            )
 
     def add(self, number: int) -> None:
         """Note that a file was written.

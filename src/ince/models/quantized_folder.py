@@ -38,7 +38,7 @@ from ince.models.source import TensorSource
 from ince.models.streaming import Finished, stream
 from ince.quant import NF4Config
 
-__all__ = ["save_quantized", "write_quantized"]
+__all__ = ["save_quantized", "unfinished_folder", "write_quantized"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -169,6 +169,11 @@ def check_output(out: Path) -> None:
         )
 
 
+def unfinished_folder(out: Path) -> Path:
+    """Where the finished files of `out` are gathered until it is whole."""
+    return out.absolute().with_name(f".{out.absolute().name}.quantizing")
+
+
 @dataclass(frozen=True)
 class _Writing:
     """What is written, and from what."""
@@ -254,7 +259,7 @@ def _write(
     from filelock import FileLock, Timeout
 
     out = out.absolute()
-    gathered = out.with_name(f".{out.name}.quantizing")
+    gathered = unfinished_folder(out)
     lock = FileLock(gathered.with_name(f"{gathered.name}.lock"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -277,6 +282,10 @@ def _write(
     except InceError:
         # What is wrong will be wrong again. After any other end, the files are gone on with.
         shutil.rmtree(gathered, ignore_errors=True)
+        raise
+    except BaseException:
+        if not any(gathered.glob("*.safetensors")):  # nothing to go on with
+            shutil.rmtree(gathered, ignore_errors=True)
         raise
     finally:
         lock.release()

@@ -57,7 +57,7 @@ class QuantizedFolder:
         packed_bytes: of them.
         num_kept: weights that stay as they were: embeddings, norms, biases, mostly the head.
         kept_bytes: of these.
-        kept: names of the kept tensors with most bytes, largest first.
+        kept: names of the tensors that are most of them, largest first.
         file_bytes: of the weight files, their headers included.
     """
 
@@ -108,14 +108,17 @@ def describe_quantized(folder: Path, original: TensorSource | None) -> Quantized
     kept = [name for name in entries if name not in parts]
     kept.sort(key=lambda name: entries[name].num_bytes, reverse=True)
     sizes = {name: sum(entries[part].num_bytes for part in packed[name]) for name in packed}
+    kept_bytes = sum(entries[name].num_bytes for name in kept)
     kinds = _kinds(source, packed, sizes, original)
     return QuantizedFolder(
         kinds=kinds,
         num_packed=sum(kind.num_weights for kind in kinds),
         packed_bytes=sum(sizes.values()),
         num_kept=sum(torch.Size(entries[name].shape).numel() for name in kept),
-        kept_bytes=sum(entries[name].num_bytes for name in kept),
-        kept=tuple(kept[:_NUM_KEPT_NAMED]),
+        kept_bytes=kept_bytes,
+        kept=tuple(
+            name for name in kept[:_NUM_KEPT_NAMED] if 10 * entries[name].num_bytes > kept_bytes
+        ),
         file_bytes=sum(path.stat().st_size for path in source.files),
     )
 

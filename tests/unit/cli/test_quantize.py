@@ -1,11 +1,16 @@
+import errno
 import json
 import os
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import ince
 from ince.cli import quantize
+from ince.models import quantized_folder
+from ince.models.packed_shards import spread
 from ince.ops import BLOCKSIZES
 
 
@@ -243,3 +248,80 @@ def test_a_folder_that_may_not_be_written_to(command, model_folder, tmp_path, mo
     code, _, err = command("quantize", str(model_folder), "--out", str(tmp_path / "packed"))
     assert code == 2
     assert "permission denied" in err
+
+
+def stop(*_arguments, **_options):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_leaves_nothing_half_written(command, model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ince.models.quantized_folder.write_packed", stop)
+    code, _, err = command("quantize", str(model_folder), "--out", str(tmp_path / "packed"))
+    assert code == 130
+    assert "stopped" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_command_goes_on_where_it_was_stopped(
+    command, model_folder, tmp_path, monkeypatch
+):
+    out = tmp_path / "packed"
+    write, written = quantized_folder.write_safetensors, []
+
+    def write_two(path, *arguments):
+        if len(written) == 2:
+            stop()
+        written.append(path)
+        write(path, *arguments)
+
+    monkeypatch.setattr(quantized_folder, "spread", lambda stored, _: spread(stored, 20_000))
+    monkeypatch.setattr(quantized_folder, "write_safetensors", write_two)
+    code, _, err = command("quantize", str(model_folder), "--out", str(out))
+    assert code == 130
+    assert "goes on after the files in" in err
+    (kept,) = left_beside(out)
+    assert str(tmp_path / kept) in " ".join(err.split())
+    assert len([*(tmp_path / kept).glob("*.safetensors")]) == 2
+    monkeypatch.setattr(quantized_folder, "write_safetensors", write)
+    assert command("quantize", str(model_folder), "--out", str(out))[0] == 0
+    assert left_beside(out) == []
+    assert (out / "model.safetensors.index.json").is_file()
+    whole = tmp_path / "whole"
+    assert command("quantize", str(model_folder), "--out", str(whole))[0] == 0
+    assert {p.name: p.read_bytes() for p in whole.iterdir()} == {
+        p.name: p.read_bytes() for p in out.iterdir()
+    }
+
+
+def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
+    command, model_folder, tmp_path, monkeypatch
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
+    monkeypatch.setattr("ince.models.packed_manifest.shutil.disk_usage", lambda _: usage)
+    code, _, err = command("quantize", str(model_folder), "--out", str(tmp_path / "packed"))
+    assert code == 1
+    assert "1.00 MiB free" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills(command, model_folder, tmp_path, monkeypatch):
+    def full(_handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = command("quantize", str(model_folder), "--out", str(tmp_path / "packed"))
+    assert code == 1
+    assert "no space left" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_weight_that_is_not_finite_is_named(command, model_folder, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(model_folder, damaged)
+    tensors = load_file(damaged / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = command("quantize", str(damaged), "--out", str(tmp_path / "packed"))
+    assert code == 2
+    assert "model.layers.1.mlp.up_proj.weight" in err
+    assert left_beside(damaged) == []
