@@ -14,7 +14,7 @@ from ince.models.gguf import convert_gguf
 from ince.models.layout import Layout, find_layout
 from ince.models.opening import empty_model, open_source
 from ince.models.packed_cache import AUTOMATIC_BYTES, CachedLoad, load_cached
-from ince.models.prequantized import check_agreement, stored_quantization
+from ince.models.prequantized import agreed_quantization, stored_quantization
 from ince.models.quiet import quiet_transformers
 from ince.models.reference import ResolvedModel, resolve
 from ince.models.source import TensorSource
@@ -159,12 +159,14 @@ def _load(
     cache: bool | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> "PreTrainedModel":
+    from ince.models.hf_quantizer import make_quantized
+
     model = empty_model(config, source.folder, dtype)
     layout = find_layout(model, source, dtype)
     packed = weights_to_pack(model, quantization)
     if stored is not None:
-        check_agreement(layout, packed, quantization, source.folder)
-        packed, quantization = frozenset(), quantization or stored
+        quantization = agreed_quantization(layout, stored, quantization, packed, source.folder)
+        packed = frozenset()
     if layout is None or are_tied(model, packed):
         del model
         folder = source.folder
@@ -179,6 +181,8 @@ def _load(
         for finished in load.stream():
             places.put(finished)
     _finish(model, layout, source.folder, device)
+    if quantization is not None:
+        make_quantized(model, quantization)
     return model
 
 
@@ -292,7 +296,10 @@ def _load_whole(
             )
     model.to(device)
     if quantization is not None:
+        from ince.models.hf_quantizer import make_quantized
+
         quantize_model(model, quantization)
+        make_quantized(model, quantization)
     if progress is not None:
         progress("loading", 1, 1)
     return model

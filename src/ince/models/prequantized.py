@@ -13,7 +13,7 @@ from ince.formats.bitsandbytes_config import METHOD, config_from_bitsandbytes
 from ince.models.layout import Layout
 from ince.quant import NF4Config
 
-__all__ = ["check_agreement", "stored_quantization"]
+__all__ = ["agreed_quantization", "stored_quantization"]
 
 _SHOWN = 5
 
@@ -48,15 +48,20 @@ def stored_quantization(config: Mapping[str, object], path: Path) -> NF4Config |
     )
 
 
-def check_agreement(
-    layout: Layout | None, to_pack: frozenset[str], asked: NF4Config | None, folder: Path
-) -> None:
-    """Refuse packed weights that are not what was asked for, or cannot be taken as they are.
+def agreed_quantization(
+    layout: Layout | None,
+    stored: NF4Config,
+    asked: NF4Config | None,
+    to_pack: frozenset[str],
+    folder: Path,
+) -> NF4Config:
+    """How a folder is packed. Packed weights that are not what was asked for are refused.
 
     Args:
         layout: of the folder.
-        to_pack: weights that `asked` would pack.
+        stored: what its config says.
         asked: what the user wants, or None to take the folder as it is.
+        to_pack: weights that `asked` would pack.
         folder: for messages.
 
     Raises:
@@ -78,7 +83,14 @@ def check_agreement(
             do="config.json and the weights belong to different models; get both again",
         )
     if asked is None:
-        return
+        # The config does not say everything, and may be wrong; each weight knows.
+        state = next(iter(states.values()))
+        known = {
+            "quant_type": state.quant_type,
+            "blocksize": state.blocksize,
+            "double_quant": state.nested_offset is not None,
+        }
+        return stored.model_copy(update=known)
     for name, state in states.items():
         got = (state.quant_type, state.blocksize, state.nested_offset is not None)
         expected = (asked.quant_type, asked.blocksize, asked.double_quant)
@@ -95,6 +107,7 @@ def check_agreement(
             f"{len(states)} packed weights",
             f"{len(to_pack)}; they differ in {', '.join(different[:_SHOWN])}",
         )
+    return asked
 
 
 def _otherwise(folder: Path, got: str, expected: str) -> QuantError:

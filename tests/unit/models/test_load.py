@@ -348,7 +348,16 @@ def test_packed_folder_keeps_its_codes(asked: NF4Config | None, packed_folder: P
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not any(p.requires_grad or p.is_meta for p in model.parameters())
     assert torch.isfinite(logits(model)).all()
-    assert not hasattr(model.config, "quantization_config")
+
+
+def test_packed_model_is_saved_and_loaded_back(folder: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model(folder, device="cpu", quantization=PACKED)
+    model.save_pretrained(tmp_path / "again")
+    tokenizer.save_pretrained(tmp_path / "again")
+    again, _ = load_model(tmp_path / "again", device="cpu")
+    expected = model.state_dict()
+    assert again.state_dict().keys() == expected.keys()
+    assert all(torch.equal(v, expected[k]) for k, v in again.state_dict().items())
 
 
 @pytest.mark.parametrize(
