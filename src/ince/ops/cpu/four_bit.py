@@ -11,7 +11,7 @@ from torch import Tensor
 from ince.ops import reference
 from ince.ops.cpu.library import active
 from ince.ops.cpu.parts import parts_of
-from ince.ops.cpu.tables import DTYPES, code_address
+from ince.ops.cpu.tables import DTYPES, code_address, factors_address
 from ince.ops.four_bit import DEQUANTIZE_4BIT, QUANTIZE_4BIT
 
 __all__ = ["dequantize_4bit", "quantize_4bit"]
@@ -23,7 +23,7 @@ def quantize_4bit(
 ) -> tuple[Tensor, Tensor]:
     """See `ince.ops.quantize_4bit`."""
     library = active()
-    if library is None or scale_search:
+    if library is None:
         return reference.quantize_4bit(weight, blocksize, quant_type, scale_search)
     flat = weight.contiguous()
     num_weights = flat.numel()
@@ -35,6 +35,7 @@ def quantize_4bit(
         num_weights,
         blocksize,
         code_address(quant_type),
+        *(factors_address(blocksize) if scale_search else (None, 0)),
         packed.data_ptr(),
         absmax.data_ptr(),
         torch.get_num_threads(),
@@ -62,4 +63,4 @@ def dequantize_4bit(
             packed, absmax, nested_absmax, nested_offset, blocksize, shape, dtype, quant_type
         )
     parts = parts_of(packed, absmax, nested_absmax, nested_offset, blocksize, quant_type)
-    return parts.expand(library, shape, dtype)
+    return parts.expand(library, packed.new_empty(tuple(shape), dtype=dtype))

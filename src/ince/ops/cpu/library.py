@@ -28,7 +28,7 @@ _LOG = logging.getLogger("ince.ops")
 _VARIABLE = "INCE_CPU_ISA"
 
 # Of the C interface; see ince_version in kernels/library.cpp.
-_VERSION = 1
+_VERSION = 2
 
 _ADDRESS, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 
@@ -160,7 +160,8 @@ def _load(path: Path) -> Library:
     names = ctypes.create_string_buffer(256)
     function("ince_supported", ctypes.c_char_p, _COUNT)(names, len(names))
     # Arguments are those of kernels/library.cpp, in its order.
-    quantize = (_ADDRESS, _NUMBER, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _ADDRESS, _NUMBER)
+    search = (_ADDRESS, _NUMBER)
+    quantize = (_ADDRESS, _NUMBER, _COUNT, _COUNT, _ADDRESS, *search, *(_ADDRESS,) * 2, _NUMBER)
     parts = (_ADDRESS,) * 5
     dequantize = (*parts, *(_COUNT,) * 5, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER)
     sizes = (_COUNT,) * 3

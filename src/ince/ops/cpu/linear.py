@@ -25,9 +25,8 @@ __all__ = ["gemv_4bit", "linear_4bit", "linear_4bit_input_grad"]
 # Above it no compiled product is taken; that of each instruction set may end before.
 _MAX_ROWS = 128
 
-# Of an expanded weight. Allocators also begin to ask the system for memory at about this size,
-# which then takes longer to hand out than to fill.
-_SLAB_BYTES = 1 << 24
+# Of an expanded weight, at most.
+_SLAB_BYTES = 1 << 25
 
 
 @LINEAR_4BIT.backend("cpu")
@@ -56,13 +55,16 @@ def linear_4bit(
         y = _multiplied(library, x.contiguous(), parts, bias, num_rows, num_out, num_in)
         if y is not None:
             return y
-    num_in_slab = _slab(num_out, num_in, x.element_size(), blocksize)
-    if num_in_slab >= num_out:
-        return F.linear(x, parts.expand(library, shape, x.dtype), bias)
+    # Slabs of rows, which begin with a block.
+    height = _size_of_slab(num_in * x.element_size(), blocksize // gcd(num_in, blocksize))
+    if height >= num_out:
+        return F.linear(x, parts.expand(library, x.new_empty((num_out, num_in))), bias)
     y = x.new_empty((*x.shape[:-1], num_out))
-    for start in range(0, num_out, num_in_slab):
-        stop = min(start + num_in_slab, num_out)
-        slab = parts.expand(library, (stop - start, num_in), x.dtype, start=start * num_in)
+    memory = x.new_empty(height * num_in)
+    for start in range(0, num_out, height):
+        stop = min(start + height, num_out)
+        slab = memory[: (stop - start) * num_in].view(stop - start, num_in)
+        parts.expand(library, slab, start=start * num_in)
         y[..., start:stop] = F.linear(x, slab, None if bias is None else bias[start:stop])
     return y
 
@@ -90,15 +92,15 @@ def linear_4bit_input_grad(
     num_out, num_in = shape
     parts = parts_of(packed, absmax, nested_absmax, nested_offset, blocksize, quant_type)
     # Slabs of columns: sums over the outputs are taken in one product and rounded once.
-    width = max(_SLAB_BYTES // (num_out * grad.element_size()) // blocksize, 1) * blocksize
+    width = _size_of_slab(num_out * grad.element_size(), blocksize)
     if width >= num_in or num_in % blocksize:
-        return torch.matmul(grad, parts.expand(library, shape, grad.dtype))
+        return torch.matmul(grad, parts.expand(library, grad.new_empty((num_out, num_in))))
     result = grad.new_empty((*grad.shape[:-1], num_in))
+    memory = grad.new_empty(num_out * width)
     for start in range(0, num_in, width):
         stop = min(start + width, num_in)
-        slab = parts.expand(
-            library, (num_out, stop - start), grad.dtype, start=start, stride=num_in
-        )
+        slab = memory[: num_out * (stop - start)].view(num_out, stop - start)
+        parts.expand(library, slab, start=start, stride=num_in)
         result[..., start:stop] = torch.matmul(grad, slab)
     return result
 
@@ -132,9 +134,6 @@ def _multiplied(
     return y if is_done else None
 
 
-def _slab(num_out: int, num_in: int, weight_bytes: int, blocksize: int) -> int:
-    """Rows of the weight to expand together: of whole blocks, and `num_out` when it is small."""
-    if num_out * num_in * weight_bytes <= _SLAB_BYTES:
-        return num_out
-    step = blocksize // gcd(num_in, blocksize)
-    return max(_SLAB_BYTES // (num_in * weight_bytes * step), 1) * step
+def _size_of_slab(line_bytes: int, step: int) -> int:
+    """How many lines to expand together: a power of two, as products like, `step` or more."""
+    return max(1 << (max(_SLAB_BYTES // line_bytes, 1).bit_length() - 1), step)

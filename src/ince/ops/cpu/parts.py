@@ -1,6 +1,5 @@
 """The packed parts of a tensor as the compiled functions take them: addresses, kept valid."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,36 +22,28 @@ class Parts:
     code: int
 
     def expand(
-        self,
-        library: Library,
-        shape: Sequence[int],
-        dtype: torch.dtype,
-        *,
-        start: int = 0,
-        stride: int = 0,
+        self, library: Library, out: Tensor, *, start: int = 0, stride: int | None = None
     ) -> Tensor:
-        """The whole tensor, or a part of a matrix, in floats.
+        """Fill `out` with the whole tensor, or with a part of a matrix, in floats.
 
         Args:
             library: to call.
-            shape: of the result. With `stride`, the first size is the number of runs.
-            dtype: of the result.
+            out: contiguous, of any shape; with `stride`, a run for each entry of its first axis.
             start: the first weight, at the beginning of a block.
             stride: weights from the beginning of a run to that of the next; a multiple of the
-                block size, as the length of a run is then. Without it the result is one run.
+                block size, as the length of a run is then. Without it `out` is one run.
         """
-        out = torch.empty(tuple(shape), dtype=dtype)
-        num_runs = out.shape[0] if stride else 1
+        num_runs = 1 if stride is None else out.shape[0]
         library.dequantize(
             *self.addresses,
             start,
             num_runs,
             out.numel() // num_runs,
-            stride,
+            stride or 0,
             self.blocksize,
             self.code,
             out.data_ptr(),
-            DTYPES[dtype],
+            DTYPES[out.dtype],
             torch.get_num_threads(),
         )
         return out

@@ -7,8 +7,9 @@ from functools import lru_cache
 import torch
 
 from ince.ops.codes import code_of, dynamic_map
+from ince.ops.reference.scale_search import factors
 
-__all__ = ["DTYPES", "code_address", "map_address"]
+__all__ = ["DTYPES", "code_address", "factors_address", "map_address"]
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Numbers of the dtypes, as in kernels/kernels.h."""
@@ -42,6 +43,15 @@ def code_address(quant_type: str) -> int:
     code = _Code(tuple(values.tolist()), tuple(thresholds), tuple(by_rank), by_rank[rank_of_zero])
     _KEPT.append(code)
     return ctypes.addressof(code)
+
+
+@lru_cache(maxsize=16)
+def factors_address(blocksize: int) -> tuple[int, int]:
+    """Where the candidates of the scale search lie, and how many they are."""
+    candidates = factors(blocksize)
+    kept = (ctypes.c_float * len(candidates))(*candidates)
+    _KEPT.append(kept)
+    return ctypes.addressof(kept), len(candidates)
 
 
 @lru_cache(maxsize=1)

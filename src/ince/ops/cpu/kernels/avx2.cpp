@@ -3,9 +3,7 @@
 // Quantization ranks eight weights at once by bisection. Dequantization splits the products of a
 // block into planes of bytes, so that one byte shuffle looks up 32 codes in each.
 
-#include <immintrin.h>
-
-#include "scalar.h"
+#include "avx2_gemv.h"
 
 namespace ince {
 namespace {
@@ -28,7 +26,7 @@ inline __m256 load_weights(const void* weights, int64_t index) {
 }
 
 struct Ranks {
-  __m256 half, quarters, eighths, sixteenths;
+  __m256 half, quarters, eighths, sixteenths, lower_values, upper_values;
   __m128i by_rank;
 
   explicit Ranks(const Code& code) {
@@ -38,6 +36,19 @@ struct Ranks {
     eighths = _mm256_setr_ps(t[1], t[5], t[9], t[13], 0, 0, 0, 0);
     sixteenths = _mm256_setr_ps(t[0], t[2], t[4], t[6], t[8], t[10], t[12], t[14]);
     by_rank = _mm_loadu_si128(reinterpret_cast<const __m128i*>(code.by_rank));
+    float values[16];
+    for (int rank = 0; rank < 16; ++rank) values[rank] = code.values[code.by_rank[rank]];
+    lower_values = _mm256_loadu_ps(values);
+    upper_values = _mm256_loadu_ps(values + 8);
+  }
+
+  // What is nearest to each of eight values.
+  __m256 nearest(__m256 values) const {
+    const __m256i rank = of(values);
+    // The highest of four bits says which half; a permutation looks at three.
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(lower_values, rank),
+                            _mm256_permutevar8x32_ps(upper_values, rank),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(rank, 28)));
   }
 
   // Ranks of eight values, one in 32 bits, found bit by bit from the highest.
@@ -54,6 +65,27 @@ struct Ranks {
     return rank;
   }
 };
+
+// The factor of a full block's scale.
+template <DType dtype>
+float searched_factor(const QuantizeArgs& args, const Ranks& ranks, int64_t start, float scale) {
+  const __m256 inverse = _mm256_set1_ps(1.0f / scale);
+  const __m256 one = _mm256_set1_ps(1.0f);
+  alignas(64) float normalized[kMaxBlocksize];
+  for (int64_t i = 0; i < args.blocksize; i += 8) {
+    const __m256 value = _mm256_mul_ps(load_weights<dtype>(args.weight, start + i), inverse);
+    _mm256_store_ps(normalized + i,
+                    _mm256_max_ps(_mm256_min_ps(value, one), _mm256_set1_ps(-1.0f)));
+  }
+  return best_factor(args, [&](float factor, float* products, float* squares) {
+    for (int64_t i = 0; i < args.blocksize; i += 8) {
+      const __m256 value = _mm256_load_ps(normalized + i);
+      const __m256 nearest = ranks.nearest(_mm256_mul_ps(value, _mm256_set1_ps(factor)));
+      _mm256_store_ps(products + i, _mm256_mul_ps(value, nearest));
+      _mm256_store_ps(squares + i, _mm256_mul_ps(nearest, nearest));
+    }
+  });
+}
 
 template <DType dtype>
 bool quantize_blocks(const QuantizeArgs& args, int64_t first, int64_t last) {
@@ -77,9 +109,10 @@ bool quantize_blocks(const QuantizeArgs& args, int64_t first, int64_t last) {
     four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
     const uint32_t bits = uint32_t(_mm_cvtsi128_si32(four));
     if (bits >= kInfinityBits) return false;
-    const float absmax = float_of(bits);
-    args.absmax[block] = absmax;
-    const __m256 inverse = _mm256_set1_ps(1.0f / (absmax < kLeastScale ? kLeastScale : absmax));
+    float scale = float_of(bits);
+    if (is_searched(args, scale)) scale *= searched_factor<dtype>(args, ranks, start, scale);
+    args.absmax[block] = scale;
+    const __m256 inverse = _mm256_set1_ps(1.0f / (scale < kLeastScale ? kLeastScale : scale));
     uint8_t* packed = args.packed + start / 2;
     for (int64_t i = 0; i < size; i += 16) {
       const __m256i low =
@@ -208,6 +241,6 @@ void dequantize(const DequantizeArgs& args, int64_t first, int64_t last) {
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", quantize, dequantize, {nullptr}};
+const Kernels kAvx2 = {"avx2", quantize, dequantize, {&gemv::kProduct, nullptr}};
 
 }  // namespace ince

@@ -48,11 +48,12 @@ inline __m256i to_bfloat16s(__m512 values) {
 // ------------------------------------------------------------------------------ quantization
 
 struct Ranks {
-  __m512 middle, quarters, eighths, all;
+  __m512 middle, quarters, eighths, all, ascending;
   __m512i by_rank;
 
   explicit Ranks(const Code& code) {
     float at[4][16];
+    float values[16];
     int32_t order[16];
     for (int rank = 0; rank < 16; ++rank) {
       at[0][rank] = code.thresholds[7];
@@ -60,16 +61,23 @@ struct Ranks {
       at[2][rank] = code.thresholds[rank + 1 < 15 ? rank + 1 : 14];
       at[3][rank] = code.thresholds[rank < 15 ? rank : 14];
       order[rank] = code.by_rank[rank];
+      values[rank] = code.values[order[rank]];
     }
     middle = _mm512_loadu_ps(at[0]);
     quarters = _mm512_loadu_ps(at[1]);
     eighths = _mm512_loadu_ps(at[2]);
     all = _mm512_loadu_ps(at[3]);
+    ascending = _mm512_loadu_ps(values);
     by_rank = _mm512_loadu_si512(order);
   }
 
   // Codes of sixteen values, one in 32 bits.
-  __m512i codes(__m512 values) const {
+  __m512i codes(__m512 values) const { return _mm512_permutexvar_epi32(of(values), by_rank); }
+
+  // What they stand for.
+  __m512 nearest(__m512 values) const { return _mm512_permutexvar_ps(of(values), ascending); }
+
+  __m512i of(__m512 values) const {
     const auto step = [&](__m512i rank, __m512 thresholds, int size) {
       const __mmask16 above = _mm512_cmp_ps_mask(values, thresholds, _CMP_GT_OQ);
       return _mm512_mask_add_epi32(rank, above, rank, _mm512_set1_epi32(size));
@@ -79,7 +87,7 @@ struct Ranks {
     rank = step(rank, _mm512_permutexvar_ps(rank, quarters), 4);
     rank = step(rank, _mm512_permutexvar_ps(rank, eighths), 2);
     rank = step(rank, _mm512_permutexvar_ps(rank, all), 1);
-    return _mm512_permutexvar_epi32(rank, by_rank);
+    return rank;
   }
 };
 
@@ -88,6 +96,27 @@ inline __m128i packed_pairs(__m512i codes) {
   const __m512i pairs =
       _mm512_or_si512(_mm512_slli_epi64(codes, 4), _mm512_srli_epi64(codes, 32));
   return _mm512_cvtepi64_epi8(pairs);
+}
+
+// The factor of a full block's scale.
+template <DType dtype>
+float searched_factor(const QuantizeArgs& args, const Ranks& ranks, int64_t start, float scale) {
+  const __m512 inverse = _mm512_set1_ps(1.0f / scale);
+  const __m512 one = _mm512_set1_ps(1.0f);
+  alignas(64) float normalized[kMaxBlocksize];
+  for (int64_t i = 0; i < args.blocksize; i += 16) {
+    const __m512 value = _mm512_mul_ps(load_weights<dtype>(args.weight, start + i), inverse);
+    _mm512_store_ps(normalized + i, _mm512_max_ps(_mm512_min_ps(value, one),
+                                                  _mm512_set1_ps(-1.0f)));
+  }
+  return best_factor(args, [&](float factor, float* products, float* squares) {
+    for (int64_t i = 0; i < args.blocksize; i += 16) {
+      const __m512 value = _mm512_load_ps(normalized + i);
+      const __m512 nearest = ranks.nearest(_mm512_mul_ps(value, _mm512_set1_ps(factor)));
+      _mm512_store_ps(products + i, _mm512_mul_ps(value, nearest));
+      _mm512_store_ps(squares + i, _mm512_mul_ps(nearest, nearest));
+    }
+  });
 }
 
 template <DType dtype>
@@ -112,9 +141,10 @@ bool quantize_blocks(const QuantizeArgs& args, int64_t first, int64_t last) {
     const uint32_t largest =
         uint32_t(_mm512_reduce_max_epi32(_mm512_max_epi32(largest0, largest1)));
     if (largest >= kInfinityBits) return false;
-    const float absmax = float_of(largest);
-    args.absmax[block] = absmax;
-    const __m512 inverse = _mm512_set1_ps(1.0f / (absmax < kLeastScale ? kLeastScale : absmax));
+    float scale = float_of(largest);
+    if (is_searched(args, scale)) scale *= searched_factor<dtype>(args, ranks, start, scale);
+    args.absmax[block] = scale;
+    const __m512 inverse = _mm512_set1_ps(1.0f / (scale < kLeastScale ? kLeastScale : scale));
     uint8_t* packed = args.packed + start / 2;
     for (int64_t i = 0; i < size; i += 32) {
       const __m512 low = load_weights<dtype>(args.weight, start + i);

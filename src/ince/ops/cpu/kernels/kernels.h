@@ -37,9 +37,13 @@ struct QuantizeArgs {
   int64_t num_weights;
   int64_t blocksize;
   const Code* code;
+  const float* factors;  // of the scale search: its candidates, in their order; or null
+  int32_t num_factors;
   uint8_t* packed;
   float* absmax;
 };
+
+constexpr int64_t kMaxBlocksize = 4096;
 
 struct DequantizeArgs {
   const uint8_t* packed;

@@ -92,7 +92,7 @@ const Kernels* const kAll[] = {
 using namespace ince;
 
 // Rises with every change of this interface, so that an old library is not called.
-INCE_API int32_t ince_version() { return 1; }
+INCE_API int32_t ince_version() { return 2; }
 
 INCE_API void ince_set_team(void* entry) { team_entry = reinterpret_cast<TeamEntry>(entry); }
 
@@ -121,9 +121,11 @@ INCE_API int32_t ince_use(const char* name) {
 
 // 1, or 0 when a weight is not finite; the results are of no use then.
 INCE_API int32_t ince_quantize(const void* weight, int32_t dtype, int64_t num_weights,
-                               int64_t blocksize, const Code* code, uint8_t* packed,
-                               float* absmax, int32_t threads) {
-  const QuantizeArgs args{weight, DType(dtype), num_weights, blocksize, code, packed, absmax};
+                               int64_t blocksize, const Code* code, const float* factors,
+                               int32_t num_factors, uint8_t* packed, float* absmax,
+                               int32_t threads) {
+  const QuantizeArgs args{weight, DType(dtype), num_weights, blocksize, code,
+                          factors, num_factors, packed,      absmax};
   std::atomic<bool> finite{true};
   const int64_t num_blocks = (num_weights + blocksize - 1) / blocksize;
   parallel_for(num_blocks, kChunk / blocksize, threads, [&](int64_t first, int64_t last) {

@@ -85,6 +85,55 @@ inline uint32_t rank_of(const float* thresholds, float value) {
   return rank;
 }
 
+// ------------------------------------------------------------------------------ scale search
+
+// Whether another scale is looked for; products with scales beyond could leave float32.
+inline bool is_searched(const QuantizeArgs& args, float scale) {
+  return args.factors && scale >= 0x1p-100f && scale <= 0x1p100f;
+}
+
+// u[i] * c[i] and c[i] * c[i], where c[i] is the nearest value to u[i] * factor.
+inline void products_of(const Code& code, const float* normalized, int64_t length, float factor,
+                        float* products, float* squares) {
+  for (int64_t i = 0; i < length; ++i) {
+    const uint32_t rank = rank_of(code.thresholds, normalized[i] * factor);
+    const float value = code.values[code.by_rank[rank]];
+    products[i] = normalized[i] * value;
+    squares[i] = value * value;
+  }
+}
+
+// The second half onto the first, until one is left: the order in which the reference adds.
+inline float sum_by_halves(float* values, int64_t length) {
+  for (int64_t half = length / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) values[i] += values[i + half];
+  }
+  return values[0];
+}
+
+// What to multiply a block's scale with; see the rule in ince.ops.reference.scale_search.
+// fill(factor, products, squares) is `products_of`, or the same more quickly.
+template <typename Fill>
+inline float best_factor(const QuantizeArgs& args, const Fill& fill) {
+  alignas(64) float products[kMaxBlocksize];
+  alignas(64) float squares[kMaxBlocksize];
+  float best = 1.0f;
+  float best_gain = 0.0f;
+  for (int32_t i = 0; i < args.num_factors; ++i) {
+    fill(args.factors[i], products, squares);
+    const float product = sum_by_halves(products, args.blocksize);
+    const float factor = product / sum_by_halves(squares, args.blocksize);
+    const float gain = product * factor;
+    if (i == 0 || gain > best_gain) {
+      best_gain = gain;
+      best = factor;
+    }
+  }
+  return best;
+}
+
+// ------------------------------------------------------------------------------------- blocks
+
 // A block of any length, the short last one too; false when a weight is not finite.
 inline bool quantize_block(const QuantizeArgs& args, int64_t block) {
   const int64_t start = block * args.blocksize;
@@ -92,26 +141,39 @@ inline bool quantize_block(const QuantizeArgs& args, int64_t block) {
   const int64_t length = left < args.blocksize ? left : args.blocksize;
   uint32_t largest = 0;
   for (int64_t i = 0; i < length; ++i) {
-    const uint32_t magnitude = bits_of(load_weight(args.weight, args.dtype, start + i)) & 0x7fffffffu;
-    largest = magnitude > largest ? magnitude : largest;
+    const uint32_t bits = bits_of(load_weight(args.weight, args.dtype, start + i)) & 0x7fffffffu;
+    largest = bits > largest ? bits : largest;
   }
   if (largest >= kInfinityBits) return false;
-  const float absmax = float_of(largest);
-  const float raised = absmax < kLeastScale ? kLeastScale : absmax;
   const bool is_short = length < args.blocksize;
-  const float inverse = 1.0f / raised;
-  args.absmax[block] = is_short ? raised : absmax;
+  const auto raised = [](float scale) { return scale < kLeastScale ? kLeastScale : scale; };
+  float scale = is_short ? raised(float_of(largest)) : float_of(largest);
+  alignas(64) float normalized[kMaxBlocksize];
+  const auto normalize = [&] {
+    const float inverse = 1.0f / raised(scale);
+    for (int64_t i = 0; i < length; ++i) {
+      const float weight = load_weight(args.weight, args.dtype, start + i);
+      // bitsandbytes divides in a short block.
+      const float value = is_short ? weight / scale : weight * inverse;
+      normalized[i] = value > 1.0f ? 1.0f : value < -1.0f ? -1.0f : value;
+    }
+  };
+  normalize();
+  if (is_searched(args, scale)) {
+    for (int64_t i = length; i < args.blocksize; ++i) normalized[i] = 0.0f;
+    scale *= best_factor(args, [&](float factor, float* products, float* squares) {
+      products_of(*args.code, normalized, args.blocksize, factor, products, squares);
+    });
+    normalize();
+  }
+  args.absmax[block] = scale;
   const Code& code = *args.code;
   uint8_t* packed = args.packed + start / 2;
   for (int64_t i = 0; i < length; i += 2) {
-    uint8_t pair[2] = {0, code.zero};
-    for (int64_t j = 0; j < 2 && i + j < length; ++j) {
-      const float weight = load_weight(args.weight, args.dtype, start + i + j);
-      // bitsandbytes divides in a short block.
-      const float normalized = is_short ? weight / raised : weight * inverse;
-      pair[j] = code.by_rank[rank_of(code.thresholds, normalized)];
-    }
-    packed[i / 2] = uint8_t(pair[0] << 4 | pair[1]);
+    const uint8_t earlier = code.by_rank[rank_of(code.thresholds, normalized[i])];
+    const uint8_t later =
+        i + 1 < length ? code.by_rank[rank_of(code.thresholds, normalized[i + 1])] : code.zero;
+    packed[i / 2] = uint8_t(earlier << 4 | later);
   }
   return true;
 }
