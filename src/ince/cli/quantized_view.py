@@ -48,6 +48,13 @@ def quantized_lines(
     yield Text()
     yield _table(found)
     yield Text()
+    stacks = [kind.name for kind in found.kinds if kind.is_stack]
+    if stacks:
+        yield _line(
+            "note",
+            f"fused experts are packed ({', '.join(stacks)}), which ince reads, and bitsandbytes "
+            "does not; --skip experts keeps them in 16 bits",
+        )
     yield _line("time", format_seconds(seconds))
     yield _line("model", str(out))
     yield _line("next", f"ince chat {shlex.quote(str(out))}")

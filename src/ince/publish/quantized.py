@@ -37,6 +37,8 @@ class PackedKind:
         num_bytes: of their codes, scales and descriptions.
         relative_error: ‖W − Ŵ‖ / ‖W‖ of `measured`; None where the original has no such tensor.
         measured: name of the weight from the middle of the model.
+        is_stack: whether these are the fused experts of a mixture, of which bitsandbytes' own
+            layers know nothing: then ince alone reads the folder.
     """
 
     name: str
@@ -45,6 +47,7 @@ class PackedKind:
     num_bytes: int
     relative_error: float | None
     measured: str
+    is_stack: bool
 
 
 @dataclass(frozen=True)
@@ -137,14 +140,16 @@ def _kinds(
     for kind in sorted(of_kind, key=customary):
         names = sorted(of_kind[kind], key=_in_depth)
         middle = names[len(names) // 2]
+        shapes = [_shape(source, packed[name]) for name in names]
         kinds.append(
             PackedKind(
                 name=kind,
                 num_tensors=len(names),
-                num_weights=sum(_num_weights(source, packed[name]) for name in names),
+                num_weights=sum(shape.numel() for shape in shapes),
                 num_bytes=sum(sizes[name] for name in names),
                 relative_error=_relative_error(source, middle, packed[middle], original),
                 measured=middle,
+                is_stack=any(len(shape) > 2 for shape in shapes),
             )
         )
     return tuple(kinds)
@@ -155,10 +160,10 @@ def _in_depth(name: str) -> tuple[int, str]:
     return (-1 if number is None else number), name
 
 
-def _num_weights(source: SafetensorsSource, parts: tuple[str, ...]) -> int:
-    # An odd last half of a byte is no weight: the description knows.
+def _shape(source: SafetensorsSource, parts: tuple[str, ...]) -> torch.Size:
+    # The codes do not tell: an odd last half of a byte is no weight.
     (state,) = (part for part in parts if ".quant_state." in part)
-    return torch.Size(decode_state(state, source.read(state)).shape).numel()
+    return torch.Size(decode_state(state, source.read(state)).shape)
 
 
 def _relative_error(

@@ -156,6 +156,34 @@ def test_a_gguf_file(command, write_gguf, tmp_path, ids):
     assert torch.equal(logits(ince.load_model(out)[0], ids), logits(expected, ids))
 
 
+def test_fused_experts_are_packed_and_said(command, tmp_path, smollm2_tokenizer):
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=len(smollm2_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+    )
+    Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "moe")
+    smollm2_tokenizer.save_pretrained(tmp_path / "moe")
+    arguments = ("quantize", str(tmp_path / "moe"), "--out")
+    code, out, err = command(*arguments, str(tmp_path / "all"))
+    assert code == 0, err
+    assert "fused experts are packed (gate_up_proj, down_proj)" in out
+    code, out, _ = command(*arguments, str(tmp_path / "some"), "--skip", "experts", "--json")
+    kinds = json.loads(out)["weights"]["kinds"]
+    assert [kind["name"] for kind in kinds] == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert not any(kind["is_stack"] for kind in kinds)
+
+
 def test_the_next_command_works(command, model_folder, tmp_path):
     out = tmp_path / "packed"
     assert command("quantize", str(model_folder), "--out", str(out))[0] == 0
