@@ -161,7 +161,7 @@ def _load(
 ) -> "PreTrainedModel":
     from ince.models.hf_quantizer import make_quantized
 
-    model = empty_model(config, source.folder, dtype)
+    model = empty_model(config, source, dtype)
     layout = find_layout(model, source, dtype)
     packed = weights_to_pack(model, quantization)
     if stored is not None:

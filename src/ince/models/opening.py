@@ -1,6 +1,5 @@
 """From a resolved model to its tensors, and to transformers' model without them."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,14 +28,17 @@ def open_source(resolved: ResolvedModel) -> TensorSource:
     return SafetensorsSource(resolved.folder)
 
 
-def empty_model(config: Any, folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
+def empty_model(config: Any, source: TensorSource, dtype: torch.dtype) -> "PreTrainedModel":
     """The language model of a config, without its weights: what is to be loaded is on meta.
 
     Raises:
-        ModelReferenceError: transformers knows no such model.
+        ModelReferenceError: transformers knows no such model, or the config is of a size that
+            the stored tensors cannot be of.
     """
     from transformers import AutoModelForCausalLM
 
+    folder = source.folder
+    _check_sizes(config, source)
     try:
         with EmptyOnMeta():
             return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
@@ -47,3 +49,24 @@ def empty_model(config: Any, folder: Path, dtype: torch.dtype) -> "PreTrainedMod
             got=f"{type(error).__name__}: {error}",
             expected="a causal language model that the installed transformers knows",
         ) from error
+
+
+def _check_sizes(config: Any, source: TensorSource) -> None:
+    """Refuse a config that asks for more than is stored, before anything is made of it.
+
+    Weights are on meta, but tables of positions are not, and each layer is a module.
+    """
+    num_bytes = sum(entry.num_bytes for entry in source.entries.values())
+    limits = {"num_hidden_layers": len(source.entries)}
+    # No format takes less than a bit for a weight.
+    limits |= dict.fromkeys(("hidden_size", "vocab_size", "head_dim"), 8 * num_bytes)
+    for name, limit in limits.items():
+        value: object = getattr(config, name, None)
+        if isinstance(value, int) and value > limit:
+            raise ModelReferenceError(
+                "the weights do not fit the config: they are far too few",
+                where=source.folder / "config.json",
+                got=f"{name} {value}",
+                expected=f"at most {limit}, for {len(source.entries)} tensors of {num_bytes} bytes",
+                do="config.json and the weights belong to different models; get both again",
+            )

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ince.errors import InceError, InputError, ModelReferenceError, OutputError
+from ince.errors import InputError, ModelReferenceError, OutputError
 from ince.files import replace_file, replace_folder, write_json
 from ince.formats.bitsandbytes import PackedWeight, write_packed
 from ince.formats.bitsandbytes_config import config_to_bitsandbytes
@@ -130,7 +130,7 @@ def write_quantized(
                 do="use the original model that this one was made from",
             )
         tokenizer = load_tokenizer(source.folder)
-        model = empty_model(config, source.folder, dtype)
+        model = empty_model(config, source, dtype)
         check_vocabulary(model, tokenizer, source.folder)
         packed = weights_to_pack(model, quantization)
         layout = find_layout(model, source, dtype)
@@ -279,8 +279,8 @@ def _write(
     try:
         names = _gather(writing, gathered, progress)
         _finish(writing, names, gathered, out, description)
-    except InceError:
-        # What is wrong will be wrong again. After any other end, the files are gone on with.
+    except Exception:
+        # What is wrong will be wrong again. After being stopped, the files are gone on with.
         shutil.rmtree(gathered, ignore_errors=True)
         raise
     except BaseException:

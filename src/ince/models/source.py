@@ -6,6 +6,7 @@ read in runs through one small buffer (`tensor_runs`), so that a weight which is
 never exists whole.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -143,8 +144,11 @@ class SafetensorsSource:
                     self._buffer = torch.empty(num_bytes, dtype=torch.uint8)
                 run = self._buffer[:num_bytes].view(dtype)
                 self._fill(stream, name, at, run)
-                yield run
                 left, at = left - count, at + num_bytes
+                # While this one is worked on, the system reads on: the next run, or what lies
+                # behind the tensor and is asked for next.
+                _advise(stream, self._stored[name].start + at, 2 * num_bytes, "WILLNEED")
+                yield run
 
     def _dtype(self, name: str) -> torch.dtype:
         entry = self._entries[name]
@@ -153,9 +157,17 @@ class SafetensorsSource:
     def _fill(self, stream: IO[bytes], name: str, at: int, tensor: Tensor) -> None:
         start = self._stored[name].start + at
         read_into(stream, start, tensor, self._entries[name].where)
-        if self._is_large and hasattr(os, "posix_fadvise"):
+        if self._is_large:
             num_bytes = tensor.numel() * tensor.element_size()
-            os.posix_fadvise(stream.fileno(), start, num_bytes, os.POSIX_FADV_DONTNEED)
+            _advise(stream, start, num_bytes, "DONTNEED")
+
+
+def _advise(stream: IO[bytes], start: int, num_bytes: int, advice: str) -> None:
+    """Tell the system what becomes of a part of a file, where it listens."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            kind = getattr(os, f"POSIX_FADV_{advice}")
+            os.posix_fadvise(stream.fileno(), start, num_bytes, kind)
 
 
 def _memory_bytes() -> int:
