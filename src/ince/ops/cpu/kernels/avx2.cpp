@@ -77,13 +77,16 @@ float searched_factor(const QuantizeArgs& args, const Ranks& ranks, int64_t star
     _mm256_store_ps(normalized + i,
                     _mm256_max_ps(_mm256_min_ps(value, one), _mm256_set1_ps(-1.0f)));
   }
-  return best_factor(args, [&](float factor, float* products, float* squares) {
+  return best_factor(args, [&](float factor) {
+    alignas(32) float products[kMaxBlocksize];
+    alignas(32) float squares[kMaxBlocksize];
     for (int64_t i = 0; i < args.blocksize; i += 8) {
       const __m256 value = _mm256_load_ps(normalized + i);
       const __m256 nearest = ranks.nearest(_mm256_mul_ps(value, _mm256_set1_ps(factor)));
       _mm256_store_ps(products + i, _mm256_mul_ps(value, nearest));
       _mm256_store_ps(squares + i, _mm256_mul_ps(nearest, nearest));
     }
+    return Sums{sum_by_halves(products, args.blocksize), sum_by_halves(squares, args.blocksize)};
   });
 }
 

@@ -67,6 +67,8 @@ void multiply_rows(const ProductArgs& args, int64_t first, int64_t last) {
     for (int r = 0; r < rows; ++r) sums[r] = _mm256_setzero_ps();
     for (int64_t i = 0; i < args.num_in; i += kChunk) {
       const int64_t pos = out * args.num_in + i;
+      // Beyond the end of the row lies the next.
+      _mm_prefetch(reinterpret_cast<const char*>(args.packed + pos / 2 + 1024), _MM_HINT_T0);
       const __m256i codes =
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(args.packed + pos / 2));
       __m256 part[rows];

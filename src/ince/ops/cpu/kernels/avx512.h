@@ -98,6 +98,38 @@ inline __m128i packed_pairs(__m512i codes) {
   return _mm512_cvtepi64_epi8(pairs);
 }
 
+// By halves, as the reference adds: the last four steps within a register.
+inline float sum_of_lanes(__m512 values) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(values),
+                                     _mm512_extractf32x8_ps(values, 1));
+  const __m128 four =
+      _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+// Of `fixed` registers of weights, or, where that is 0, of `count`.
+template <int fixed>
+Sums sums_of(const Ranks& ranks, const float* normalized, int64_t count, float factor) {
+  constexpr int64_t room = fixed ? fixed : kMaxBlocksize / 16;
+  if (fixed) count = fixed;
+  __m512 products[room];
+  __m512 squares[room];
+  for (int64_t i = 0; i < count; ++i) {
+    const __m512 value = _mm512_load_ps(normalized + i * 16);
+    const __m512 nearest = ranks.nearest(_mm512_mul_ps(value, _mm512_set1_ps(factor)));
+    products[i] = _mm512_mul_ps(value, nearest);
+    squares[i] = _mm512_mul_ps(nearest, nearest);
+  }
+  for (int64_t half = count / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) {
+      products[i] = _mm512_add_ps(products[i], products[i + half]);
+      squares[i] = _mm512_add_ps(squares[i], squares[i + half]);
+    }
+  }
+  return {sum_of_lanes(products[0]), sum_of_lanes(squares[0])};
+}
+
 // The factor of a full block's scale.
 template <DType dtype>
 float searched_factor(const QuantizeArgs& args, const Ranks& ranks, int64_t start, float scale) {
@@ -109,12 +141,16 @@ float searched_factor(const QuantizeArgs& args, const Ranks& ranks, int64_t star
     _mm512_store_ps(normalized + i, _mm512_max_ps(_mm512_min_ps(value, one),
                                                   _mm512_set1_ps(-1.0f)));
   }
-  return best_factor(args, [&](float factor, float* products, float* squares) {
-    for (int64_t i = 0; i < args.blocksize; i += 16) {
-      const __m512 value = _mm512_load_ps(normalized + i);
-      const __m512 nearest = ranks.nearest(_mm512_mul_ps(value, _mm512_set1_ps(factor)));
-      _mm512_store_ps(products + i, _mm512_mul_ps(value, nearest));
-      _mm512_store_ps(squares + i, _mm512_mul_ps(nearest, nearest));
+  return best_factor(args, [&](float factor) {
+    switch (args.blocksize) {
+      case 32:
+        return sums_of<2>(ranks, normalized, 2, factor);
+      case 64:
+        return sums_of<4>(ranks, normalized, 4, factor);
+      case 128:
+        return sums_of<8>(ranks, normalized, 8, factor);
+      default:
+        return sums_of<0>(ranks, normalized, args.blocksize / 16, factor);
     }
   });
 }

@@ -96,6 +96,7 @@ void multiply_outs(const ProductArgs& args, int64_t first) {
           return scales[o][block < last_block[o] ? block : last_block[o]];
         };
         const __m512i words = _mm512_maskz_loadu_epi32(present, args.packed + pos / 2);
+        gemv::prefetch(args, pos, outs);
         __m512i table0, table1;
         if constexpr (small) {
           table0 = two_tables(code, scale(0), scale(32));
@@ -125,7 +126,7 @@ void multiply_outs(const ProductArgs& args, int64_t first) {
   for (int o = 0; o < outs; ++o) {
     for (int r = 0; r < rows; ++r) {
       __m512 sum = sums[o][r][0];
-      if constexpr (parts == 2) sum = _mm512_add_ps(sum, sums[o][r][1]);
+      for (int part = 1; part < parts; ++part) sum = _mm512_add_ps(sum, sums[o][r][part]);
       gemv::store_result(args, r, first + o, _mm512_reduce_add_ps(sum));
     }
   }

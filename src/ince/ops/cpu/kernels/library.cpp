@@ -30,22 +30,28 @@ constexpr int64_t kChunk = 1 << 16;
 // Results of more weights than this would only push others out of the caches.
 constexpr int64_t kStreamed = 1 << 24;
 
-// Results of more bytes are memory that the system has just given, and pages of 2 MiB spare most
-// of the time that it takes to hand it out.
-constexpr int64_t kHuge = 1 << 25;
-
 // Weights that a thread is worth waking for.
 constexpr int64_t kWorth = 1 << 16;
 
+// Results of more than 32 MiB are memory that the system has just given, and pages of 2 MiB spare
+// most of the time that it takes to hand it out.
 void advise_huge([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr int64_t large = 1 << 25;
   constexpr uintptr_t page = 1 << 21;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + page - 1) / page * page;
   const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + uintptr_t(bytes)) / page * page;
-  if (bytes > kHuge && first < last) {
+  if (bytes > large && first < last) {
     madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
   }
 #endif
+}
+
+// Steps in a chunk: worth a thread, and a few for each, so that one that is held up takes fewer.
+int64_t chunk_of(int64_t num_steps, int64_t step_weights, int threads) {
+  const int64_t worth = (kWorth + step_weights - 1) / step_weights;
+  const int64_t share = num_steps / (8 * int64_t(threads < 1 ? 1 : threads));
+  return share > worth ? share : worth;
 }
 
 Scales scales_of(const void* absmax, const float* nested, const float* offset, const float* map,
@@ -191,12 +197,10 @@ INCE_API int32_t ince_multiply(const void* x, int32_t dtype, int64_t num_rows, i
   if (!product) return 0;
   if (posix_memalign(&args.arranged, 64, std::size_t(product->arranged_bytes(args)))) return 0;
   const int64_t num_parts = (num_in + product->arrange_step - 1) / product->arrange_step;
-  const int64_t part_weights = num_rows * product->arrange_step;
-  parallel_for(num_parts, (kWorth + part_weights - 1) / part_weights, threads,
+  parallel_for(num_parts, chunk_of(num_parts, num_rows * product->arrange_step, threads), threads,
                [&](int64_t first, int64_t last) { product->arrange(args, first, last); });
   const int64_t num_steps = (num_out + product->out_step - 1) / product->out_step;
-  const int64_t step_weights = product->out_step * num_in;
-  parallel_for(num_steps, (kWorth + step_weights - 1) / step_weights, threads,
+  parallel_for(num_steps, chunk_of(num_steps, product->out_step * num_in, threads), threads,
                [&](int64_t first, int64_t last) {
                  const int64_t end = last * product->out_step;
                  product->multiply(args, first * product->out_step,

@@ -92,16 +92,10 @@ inline bool is_searched(const QuantizeArgs& args, float scale) {
   return args.factors && scale >= 0x1p-100f && scale <= 0x1p100f;
 }
 
-// u[i] * c[i] and c[i] * c[i], where c[i] is the nearest value to u[i] * factor.
-inline void products_of(const Code& code, const float* normalized, int64_t length, float factor,
-                        float* products, float* squares) {
-  for (int64_t i = 0; i < length; ++i) {
-    const uint32_t rank = rank_of(code.thresholds, normalized[i] * factor);
-    const float value = code.values[code.by_rank[rank]];
-    products[i] = normalized[i] * value;
-    squares[i] = value * value;
-  }
-}
+// Of u[i] * c[i] and of c[i] * c[i], where c[i] is the nearest value to u[i] * factor.
+struct Sums {
+  float products, squares;
+};
 
 // The second half onto the first, until one is left: the order in which the reference adds.
 inline float sum_by_halves(float* values, int64_t length) {
@@ -111,19 +105,28 @@ inline float sum_by_halves(float* values, int64_t length) {
   return values[0];
 }
 
+inline Sums sums_of(const Code& code, const float* normalized, int64_t length, float factor) {
+  float products[kMaxBlocksize];
+  float squares[kMaxBlocksize];
+  for (int64_t i = 0; i < length; ++i) {
+    const uint32_t rank = rank_of(code.thresholds, normalized[i] * factor);
+    const float value = code.values[code.by_rank[rank]];
+    products[i] = normalized[i] * value;
+    squares[i] = value * value;
+  }
+  return {sum_by_halves(products, length), sum_by_halves(squares, length)};
+}
+
 // What to multiply a block's scale with; see the rule in ince.ops.reference.scale_search.
-// fill(factor, products, squares) is `products_of`, or the same more quickly.
-template <typename Fill>
-inline float best_factor(const QuantizeArgs& args, const Fill& fill) {
-  alignas(64) float products[kMaxBlocksize];
-  alignas(64) float squares[kMaxBlocksize];
+// sums(factor) are the block's `Sums`.
+template <typename SumsOf>
+inline float best_factor(const QuantizeArgs& args, const SumsOf& sums) {
   float best = 1.0f;
   float best_gain = 0.0f;
   for (int32_t i = 0; i < args.num_factors; ++i) {
-    fill(args.factors[i], products, squares);
-    const float product = sum_by_halves(products, args.blocksize);
-    const float factor = product / sum_by_halves(squares, args.blocksize);
-    const float gain = product * factor;
+    const Sums found = sums(args.factors[i]);
+    const float factor = found.products / found.squares;
+    const float gain = found.products * factor;
     if (i == 0 || gain > best_gain) {
       best_gain = gain;
       best = factor;
@@ -161,8 +164,8 @@ inline bool quantize_block(const QuantizeArgs& args, int64_t block) {
   normalize();
   if (is_searched(args, scale)) {
     for (int64_t i = length; i < args.blocksize; ++i) normalized[i] = 0.0f;
-    scale *= best_factor(args, [&](float factor, float* products, float* squares) {
-      products_of(*args.code, normalized, args.blocksize, factor, products, squares);
+    scale *= best_factor(args, [&](float factor) {
+      return sums_of(*args.code, normalized, args.blocksize, factor);
     });
     normalize();
   }
