@@ -32,7 +32,7 @@ def _tokenizer(reference: str) -> "PreTrainedTokenizerBase":
     from ince.recipe.progress import RunProgress
 
     with RunProgress(progress_console()).bars() as report:
-        resolved = resolve(reference, progress=report)
+        resolved = resolve(reference, convert=False, progress=report)
     return load_tokenizer(resolved.folder)
 
 

@@ -165,7 +165,8 @@ class _Building:
                 count(run.numel())
             return
         if self._tensor is None and self._is_kept_as_stored(piece):
-            self._tensor = self._source.read(piece.stored)
+            # A source may give another type than it stores.
+            self._tensor = self._source.read(piece.stored).to(self._target.dtype)
             count(self._tensor.numel())
             return
         if self._tensor is None:

@@ -140,7 +140,7 @@ class Session:
     def _load_model(self) -> tuple[PeftModel, "PreTrainedTokenizerBase"]:
         section = self.recipe.model
         with self.progress.bars() as report:
-            resolved = resolve(section.base, section.revision, progress=report)
+            resolved = resolve(section.base, section.revision, convert=False, progress=report)
             base, tokenizer = load_model(
                 resolved,
                 quantization=section.to_nf4_config(),

@@ -51,6 +51,13 @@ def test_gguf_file_is_cached_packed(write_gguf, tmp_path: Path, cache: Path) -> 
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_gguf_file_in_other_types(dtype: torch.dtype, write_gguf, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "model.gguf")
+    model, _ = load_model(file, dtype=dtype, device="cpu")
+    assert {p.dtype for p in model.parameters()} == {dtype}
+
+
 def test_empty_model_has_no_weights(smollm2_folder: Path) -> None:
     config = AutoConfig.from_pretrained(smollm2_folder)
     model = empty_model(config, SafetensorsSource(smollm2_folder), torch.float16)
