@@ -57,7 +57,8 @@ def load_model(
         revision: branch, tag or commit, for a hub id.
         cache: keep the packed model on disk, so that the next load with these settings is a
             memory map, and one that is cut off goes on where it was. None keeps models of
-            1 GiB and more that are packed. What is packed on disk already needs no cache.
+            1 GiB and more that are packed. What is packed on disk already needs no cache, and
+            what goes through transformers' loader has none.
         progress: told ``(stage, done, total)``; stages are converting, downloading, loading.
             The numbers of loading are bytes, as stored.
 
