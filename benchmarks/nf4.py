@@ -11,8 +11,8 @@ Sections:
     gradients   to the input: time, and how far from those of the expanded weight
 
 Times of a shared machine say little, ratios of times taken in turns say more: in each round all
-are timed one after the other, each after a call that is not counted, so that none profits from
-the caches of another; a ratio is the median over the rounds.
+are timed one after the other, each after calls that are not counted, until the caches hold what
+it needs and nothing of another; a ratio is the median over the rounds.
 """
 
 import argparse
@@ -56,8 +56,10 @@ class Settings:
         return (256, 512) if self.quick else shape
 
     def turns(self, shape):
-        """Rounds for a weight of this shape."""
-        return self.rounds if self.quick or shape[0] * shape[1] <= 1 << 24 else self.rounds // 3
+        """Rounds for a weight of this shape, and calls before each that are not counted."""
+        if self.quick or shape[0] * shape[1] <= 1 << 24:
+            return self.rounds, 4
+        return self.rounds // 3, 1
 
 
 def timed(call):
@@ -67,12 +69,13 @@ def timed(call):
     return time.perf_counter() - start
 
 
-def in_turns(calls, rounds):
+def in_turns(calls, rounds, warm_up=4):
     """Times of each call: seconds by round."""
     times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            call()
+            for _ in range(warm_up):
+                call()
             times[name].append(timed(call))
     return times
 
@@ -123,7 +126,7 @@ def quantize(settings):
         is_equal = torch.equal(packed, codes) and torch.equal(absmax, state.absmax)
         name = f"{label(shape)} {str(dtype).removeprefix('torch.')}"
         print(f" {name}, equal to bitsandbytes: {is_equal}")
-        times = in_turns(calls, settings.turns(shape) // 3 or 1)
+        times = in_turns(calls, settings.turns(shape)[0] // 3 or 1, 1)
         found[name] = {
             "ms": show(times),
             "times_as_quick": 1 / ratio(times, "ince", "bitsandbytes")["ratio"],
@@ -158,7 +161,7 @@ def dequantize(settings):
             calls["ince, memory kept"] = functools.partial(held.expand, compiled, out)
             calls["copy, memory kept"] = functools.partial(kept.copy_, source)
         print(f" {label(shape)}, {moved / 1e6:.1f} MB read and written")
-        times = in_turns(calls, settings.turns(shape))
+        times = in_turns(calls, *settings.turns(shape))
         result = {"ms": show(times), "bytes": moved}
         result["of_bitsandbytes"] = ratio(times, "ince", "bitsandbytes")["ratio"]
         report("of bitsandbytes' time", result["of_bitsandbytes"], at_most=GOALS["peer"])
@@ -198,7 +201,7 @@ def multiply(settings, shape, num_rows, product):
     exact = x.float() @ expanded.T
     error = (calls["ince"]().float() - exact).abs().max().item() / exact.abs().max().item()
     print(f" {label(shape)}, rows {num_rows}; largest error {error:.1e} of the largest result")
-    times = in_turns(calls, settings.turns(shape))
+    times = in_turns(calls, *settings.turns(shape))
     return {
         "ms": show(times),
         "of_bfloat16": ratio(times, "ince", "bfloat16")["ratio"],
@@ -254,7 +257,7 @@ def gradients(settings):
         error = ((calls["ince"]().float() - exact).abs() / exact.abs().clamp(min=1e-2)).max()
         units = error.item() / 2.0**-8
         print(f" {label(shape)}")
-        times = in_turns(calls, settings.turns(shape) // 3 or 1)
+        times = in_turns(calls, settings.turns(shape)[0] // 3 or 1, 1)
         result = {"ms": show(times), "of_bfloat16": ratio(times, "ince", "bfloat16")["ratio"]}
         result["error_units"] = units
         report("largest error, in units of bfloat16's last place", units, at_most=GOALS["grad"])

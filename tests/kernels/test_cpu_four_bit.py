@@ -177,11 +177,10 @@ def test_weights_that_are_not_finite_are_counted_as_in_the_reference(at, dtype, 
         assert str(actual.value) == str(expected.value)
 
 
-def test_a_large_tensor_is_written_past_the_caches():
+def test_a_tensor_for_which_large_pages_are_asked():
     n = (1 << 24) + 4096 * 3 - 5
     packed = torch.arange((n + 1) // 2).to(torch.uint8)
     absmax = torch.rand(-(-n // 4096), generator=torch.Generator().manual_seed(0))
     expected = reference.dequantize_4bit(packed, absmax, None, None, 4096, (n,), BF16, "nf4")
-    # The best instruction set alone: it is the one that does so.
     actual = dequantize_4bit(packed, absmax, None, None, 4096, (n,), BF16, "nf4")
     assert same(actual, expected)

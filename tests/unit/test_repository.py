@@ -13,6 +13,9 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "ince"
 SOURCE_FILES = sorted(SOURCE.rglob("*.py"))
 NOT_OURS = {".git", ".venv", "__pycache__", "build", "dist", "runs"}
+# What an editable install compiles, beside the source.
+NOT_OURS |= {".cmake", ".skbuild-info.json", "CMakeCache.txt", "CMakeFiles", "CMakeInit.txt"}
+NOT_OURS |= {"build.ninja", "cmake_install.cmake", "libince_cpu.so", ".ninja_log", ".ninja_deps"}
 
 # Each is written so that it does not find itself.
 FORBIDDEN = {

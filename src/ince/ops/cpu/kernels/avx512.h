@@ -288,7 +288,7 @@ inline __m512i look_up(__m512i table, const uint8_t* packed) {
   }
 }
 
-template <DType dtype, bool stream>
+template <DType dtype>
 void dequantize_blocks(const DequantizeArgs& args, int64_t first, int64_t last) {
   constexpr int64_t step = dtype == kFloat32 ? 16 : 32;  // weights in 64 bytes
   constexpr int64_t weight_bytes = 64 / step;
@@ -306,39 +306,23 @@ void dequantize_blocks(const DequantizeArgs& args, int64_t first, int64_t last) 
     for (int64_t i = 0; i < count; ++i) {
       const __m512i table = product_table<dtype>(code, scales[i]);
       for (int64_t j = 0; j < size; j += step) {
-        const __m512i weights = look_up<dtype>(table, packed);
-        if constexpr (stream) {
-          _mm512_stream_si512(reinterpret_cast<__m512i*>(out), weights);
-        } else {
-          _mm512_storeu_si512(out, weights);
-        }
+        _mm512_storeu_si512(out, look_up<dtype>(table, packed));
         packed += step / 2;
         out += 64;
       }
     }
   }
-  if constexpr (stream) _mm_sfence();
   if (last > num_full) dequantize_block(args, num_full);
-}
-
-template <DType dtype>
-void dequantize_to(const DequantizeArgs& args, int64_t first, int64_t last) {
-  const bool aligned = reinterpret_cast<uintptr_t>(args.out) % 64 == 0;
-  if (args.stream && aligned) {
-    dequantize_blocks<dtype, true>(args, first, last);
-  } else {
-    dequantize_blocks<dtype, false>(args, first, last);
-  }
 }
 
 void dequantize(const DequantizeArgs& args, int64_t first, int64_t last) {
   switch (args.dtype) {
     case kFloat32:
-      return dequantize_to<kFloat32>(args, first, last);
+      return dequantize_blocks<kFloat32>(args, first, last);
     case kBFloat16:
-      return dequantize_to<kBFloat16>(args, first, last);
+      return dequantize_blocks<kBFloat16>(args, first, last);
     default:
-      return dequantize_to<kFloat16>(args, first, last);
+      return dequantize_blocks<kFloat16>(args, first, last);
   }
 }
 

@@ -53,7 +53,6 @@ struct DequantizeArgs {
   const Code* code;
   void* out;
   DType dtype;
-  bool stream;  // write past the caches
 };
 
 // y = x Wᵀ + b, with W (num_out, num_in) packed.

@@ -27,9 +27,6 @@ const Kernels* kernels = &kPortable;
 // Weights in a chunk of work: 64 KiB and more of results, small beside a core's L2.
 constexpr int64_t kChunk = 1 << 16;
 
-// Results of more weights than this would only push others out of the caches.
-constexpr int64_t kStreamed = 1 << 24;
-
 // Weights that a thread is worth waking for.
 constexpr int64_t kWorth = 1 << 16;
 
@@ -160,8 +157,7 @@ INCE_API void ince_dequantize(const uint8_t* packed, const void* absmax, const f
         blocksize,
         code,
         static_cast<uint8_t*>(out) + row * run * weight_bytes,
-        DType(dtype),
-        num_rows * run > kStreamed};
+        DType(dtype)};
   };
   if (num_rows == 1) {
     const DequantizeArgs args = of_row(0);
