@@ -13,6 +13,7 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#include "processor.h"
 
 #define INCE_API extern "C" __attribute__((visibility("default")))
 
@@ -58,20 +59,10 @@ Scales scales_of(const void* absmax, const float* nested, const float* offset, c
 }
 
 bool is_supported(const char* name) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512dq");
-  if (!std::strcmp(name, "avx2")) return avx2;
-  if (!std::strcmp(name, "avx512")) return avx512;
-  if (!std::strcmp(name, "avx512bf16")) {
-    return avx512 && __builtin_cpu_supports("avx512bf16") &&
-           __builtin_cpu_supports("avx512vbmi");
-  }
-#endif
+  const Processor processor;
+  if (!std::strcmp(name, "avx2")) return processor.avx2;
+  if (!std::strcmp(name, "avx512")) return processor.avx512;
+  if (!std::strcmp(name, "avx512bf16")) return processor.avx512bf16;
   return !std::strcmp(name, "portable");
 }
 
