@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ince.errors import QuantError
+from ince.ops.backends import reference_only
 from ince.quant import Linear4bit, NF4Config, expanded
 
 PLAIN = NF4Config(double_quant=False)
@@ -39,7 +40,11 @@ def test_a_forward_is_the_product_with_the_dequantized_weight(size, config, bias
     for x in (torch.randn(3, 7, size[0]), torch.randn(size[0]), torch.randn(0, size[0])):
         offset = None if layer.bias is None else layer.bias.to(dtype)
         expected = F.linear(x.to(dtype), layer.dequantize(), offset).to(x.dtype)
-        assert torch.equal(layer(x), expected)
+        with reference_only():
+            assert torch.equal(layer(x), expected)
+        # Kernels take the sums in another order.
+        rounding = torch.finfo(dtype).eps * 4
+        torch.testing.assert_close(layer(x), expected, rtol=rounding, atol=rounding)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
