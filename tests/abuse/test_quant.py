@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ince.errors import QuantError
-from ince.ops import dequantize_absmax, dequantize_4bit, quantize_absmax, quantize_4bit
+from ince.ops import dequantize_4bit, dequantize_absmax, quantize_4bit, quantize_absmax
 from ince.quant import Linear4bit, NF4Config, quantize_model
 
 BAD = [float("nan"), float("inf"), -float("inf")]
