@@ -17,7 +17,7 @@ def evaluating(model: nn.Module, *, expand: bool = False) -> Iterator[None]:
     Args:
         model: any module; its parts may be in different modes.
         expand: keep 16-bit copies of 4-bit weights meanwhile, so that decoding one
-            token does not unpack the whole model. Results are the same to the bit.
+            token does not unpack the whole model. Results are equal up to the order of sums.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -247,8 +247,8 @@ def expanded(model: nn.Module) -> Iterator[None]:
     """Inside, every `Linear4bit` of `model` keeps its weight in `compute_dtype`.
 
     Generation then expands each weight once instead of at every token, for the memory of the
-    16-bit model. Results are equal to the bit. On leaving, also by an exception, the memory is
-    given back; layers that an outer `expanded` holds stay with it.
+    16-bit model. Results are equal up to the order of sums. On leaving, also by an exception, the
+    memory is given back; layers that an outer `expanded` holds stay with it.
     """
     held: list[Linear4bit] = []
     try:

@@ -64,8 +64,8 @@ class ModelSection(BaseModel):
     """Pack the output head too, unless it shares its weight with the embedding. With nf4."""
 
     expand: bool = False
-    """Hold a 16-bit copy of the 4-bit weights while training: the same numbers to the bit, faster
-    where unpacking is slow, for the memory of a 16-bit base. Only with nf4."""
+    """Hold a 16-bit copy of the 4-bit weights while training: faster where unpacking is slow,
+    for the memory of a 16-bit base. Only with nf4."""
 
     compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Type of the activations and of the products."""
