@@ -5,14 +5,14 @@ reference. That is said once in the log, and by `report`.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from ince.errors import InputError
 
-__all__ = ["BackendReport", "is_reference_only", "reference_only", "report"]
+__all__ = ["BackendReport", "is_reference_only", "reference_only", "report", "reporter"]
 
 _VARIABLE = "INCE_BACKEND"
 _REFERENCE = "reference"
@@ -32,6 +32,9 @@ class BackendReport:
     """Instruction set, threads, version: what a person asks next."""
     fallback_reason: str | None = None
     """Why it is the reference, where a faster backend exists."""
+
+
+_REPORTERS: list[Callable[[], BackendReport]] = []
 
 
 @contextmanager
@@ -68,22 +71,16 @@ def is_reference_only() -> bool:
     return True
 
 
+def reporter(status: Callable[[], BackendReport]) -> Callable[[], BackendReport]:
+    """Register what a backend says of itself, in the order of `report`."""
+    _REPORTERS.append(status)
+    return status
+
+
 def report() -> list[BackendReport]:
     """What runs where, for the kinds of device that ince has a backend for."""
-    found = [_of_cpu(), _of_cuda()]
+    found = [status() for status in _REPORTERS]
     if not is_reference_only():
         return found
     reason = "the reference is forced"
     return [BackendReport(each.device_type, _REFERENCE, "plain PyTorch", reason) for each in found]
-
-
-def _of_cpu() -> BackendReport:
-    from ince.ops import cpu
-
-    return cpu.status()
-
-
-def _of_cuda() -> BackendReport:
-    from ince.ops import triton
-
-    return triton.status()

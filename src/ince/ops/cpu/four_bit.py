@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ince.ops import reference
+import ince.ops.reference as reference
 from ince.ops.cpu.library import active
 from ince.ops.cpu.parts import parts_of
 from ince.ops.cpu.tables import DTYPES, code_address, factors_address

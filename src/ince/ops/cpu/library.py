@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ince.errors import InputError, did_you_mean
-from ince.ops.backends import BackendReport, is_reference_only
+from ince.ops.backends import BackendReport, is_reference_only, reporter
 
 __all__ = ["Library", "active", "instruction_sets", "status", "use_instruction_set"]
 
@@ -91,6 +91,7 @@ def use_instruction_set(name: str | None = None) -> str | None:
     return before
 
 
+@reporter
 def status() -> BackendReport:
     """What runs on the CPU, for `ince.ops.backends.report`."""
     library = _library()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ince.ops import reference
+import ince.ops.reference as reference
 from ince.ops.cpu.library import Library, active
 from ince.ops.cpu.parts import Parts, parts_of
 from ince.ops.cpu.tables import DTYPES

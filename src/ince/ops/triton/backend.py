@@ -13,10 +13,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+import ince.ops.reference as reference
 from ince.errors import InceError
-from ince.ops import reference
 from ince.ops.absmax import DEQUANTIZE_ABSMAX, QUANTIZE_ABSMAX
-from ince.ops.backends import BackendReport, is_reference_only
+from ince.ops.backends import BackendReport, is_reference_only, reporter
 from ince.ops.four_bit import DEQUANTIZE_4BIT, QUANTIZE_4BIT
 from ince.ops.linear import GEMV_4BIT, LINEAR_4BIT, LINEAR_4BIT_INPUT_GRAD
 
@@ -32,6 +32,7 @@ _reasons: dict[torch.device, str | None] = {}
 _failed: dict[tuple[torch.device, str], str] = {}
 
 
+@reporter
 def status() -> BackendReport:
     """What runs on CUDA devices, for `ince.ops.backends.report`."""
     reason = _import_error() if torch.cuda.is_available() else "no CUDA device"

@@ -8,7 +8,7 @@ Importing this needs Triton.
 
 import torch
 
-from ince.ops import reference
+import ince.ops.reference as reference
 from ince.ops.triton.launch import dequantize_4bit, quantize_4bit
 
 __all__ = ["difference"]
