@@ -17,9 +17,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from ince.record import peak_memory_bytes
-from ince.train.loop import Observer
-from ince.train.step import StepResult
+from ince.train import Observer, StepReport
 from ince.units import format_bytes
 
 __all__ = ["RunProgress"]
@@ -101,16 +99,20 @@ class _TrainingObserver:
         self._num_steps = num_steps
         self._task = self._progress.add_task("training", total=num_steps, completed=first_step)
 
-    def stepped(self, step: int, result: StepResult, tokens_per_second: float) -> None:
+    def stepped(self, report: StepReport) -> None:
+        step = report.step
         line = (
-            f"loss {result.loss:.3f}  {tokens_per_second:.0f} tokens/s  "
-            f"{format_bytes(peak_memory_bytes())}"
+            f"loss {report.loss:.3f}  {report.tokens_per_second:.0f} tokens/s  "
+            f"{format_bytes(report.peak_bytes)}"
         )
         if self._task is not None:
             self._progress.update(self._task, completed=step, description=f"training  {line}")
         every = max(1, self._num_steps // _NUM_PLAIN_LINES)
         if not self._on_terminal and (step % every == 0 or step == self._num_steps):
             self._owner.say(f"step {step} of {self._num_steps}: {line}")
+
+    def evaluated(self, step: int, loss: float) -> None:
+        self._owner.say(f"step {step}: held-out loss {loss:.4f}")
 
     def said(self, line: str) -> None:
         self._owner.say(line)

@@ -2,5 +2,6 @@
 
 from ince.train.config import TrainConfig
 from ince.train.loop import TrainResult, train
+from ince.train.observer import Observer, StepReport
 
-__all__ = ["TrainConfig", "TrainResult", "train"]
+__all__ = ["Observer", "StepReport", "TrainConfig", "TrainResult", "train"]

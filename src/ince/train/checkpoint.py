@@ -3,8 +3,8 @@
     checkpoints/step-000050/
       adapter.safetensors      trained parameters by name, float32
       optimizer.safetensors    their moments by name
-      state.json               step, counters, the recipe's digest
-      manifest.json            SHA-256 of the three
+      state.json               `TrainState`: step, counters, the recipe's digest
+      manifest.json            SHA-256 of each of the others
 
 Random numbers, data order and learning rate are functions of seed and step, so no
 generator state has to be kept. A folder whose digests do not hold is passed over for the
@@ -21,44 +21,37 @@ from torch import Tensor
 
 from ince.errors import CorruptFileError, InceError
 from ince.files import read_json, replace_folder, sha256_file, write_json
+from ince.train.state import TrainState
 
-__all__ = ["Checkpoint", "TrainState", "latest_checkpoint", "remove_old", "save_checkpoint"]
+__all__ = ["Checkpoint", "latest_checkpoint", "remove_old", "save_checkpoint"]
 
 _FOLDER = re.compile(r"step-(\d{6,})")
-_FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
-
-
-@dataclass
-class TrainState:
-    """Counters of a run after `step` optimizer steps."""
-
-    recipe_digest: str
-    step: int = 0
-    num_tokens: int = 0
-    num_targets: int = 0
-    seconds: float = 0.0
-    first_loss: float | None = None
-    last_loss: float | None = None
+_TENSORS = ".safetensors"
+# Groups of tensors that no checkpoint is without.
+_GROUPS = ("adapter", "optimizer")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read and verified."""
+    """A checkpoint that was read and verified; `tensors` by group, then by name."""
 
     folder: Path
-    adapter: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    tensors: dict[str, dict[str, Tensor]]
     state: TrainState
 
 
 def save_checkpoint(
     run_dir: Path,
     *,
-    adapter: Mapping[str, Tensor],
-    optimizer: Mapping[str, Tensor],
+    tensors: Mapping[str, Mapping[str, Tensor]],
     state: TrainState,
 ) -> Path:
     """Write ``checkpoints/step-NNNNNN`` whole; returns its folder.
+
+    Args:
+        run_dir: of the run.
+        tensors: by group and name, a file for each group; `adapter` and `optimizer` at least.
+        state: the rest.
 
     Raises:
         DiskFullError: no space; earlier checkpoints are as they were.
@@ -67,12 +60,12 @@ def save_checkpoint(
 
     folder = run_dir / "checkpoints" / f"step-{state.step:06d}"
     with replace_folder(folder) as temporary:
-        save_file(dict(adapter), temporary / _FILES[0])
-        save_file(dict(optimizer), temporary / _FILES[1])
-        write_json(temporary / _FILES[2], asdict(state))
-        write_json(
-            temporary / "manifest.json", {name: sha256_file(temporary / name) for name in _FILES}
-        )
+        for group, named in tensors.items():
+            save_file(dict(named), temporary / f"{group}{_TENSORS}")
+        write_json(temporary / "state.json", asdict(state))
+        written = sorted(path.name for path in temporary.iterdir())
+        digests = {name: sha256_file(temporary / name) for name in written}
+        write_json(temporary / "manifest.json", digests)
     return folder
 
 
@@ -89,8 +82,9 @@ def _read(folder: Path) -> Checkpoint:
 
     try:
         manifest = read_json(folder / "manifest.json")
-        for name in _FILES:
-            path = folder / name
+        # What the manifest leaves out would pass unseen, so what must be there is looked for.
+        for name in sorted({*manifest, "state.json", *(f"{g}{_TENSORS}" for g in _GROUPS)}):
+            path = folder / Path(name).name
             digest = sha256_file(path) if path.is_file() else "no such file"
             if digest != manifest.get(name):
                 raise CorruptFileError(
@@ -99,11 +93,11 @@ def _read(folder: Path) -> Checkpoint:
                     got=digest,
                     expected=manifest.get(name),
                 )
+        groups = [name.removesuffix(_TENSORS) for name in manifest if name.endswith(_TENSORS)]
         content = read_json(folder / "state.json")
         return Checkpoint(
             folder,
-            load_file(folder / _FILES[0]),
-            load_file(folder / _FILES[1]),
+            {group: load_file(folder / f"{group}{_TENSORS}") for group in groups},
             TrainState(**content),  # pyright: ignore[reportArgumentType]
         )
     except (OSError, SafetensorError, TypeError) as error:

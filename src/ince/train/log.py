@@ -1,6 +1,7 @@
 """``log.jsonl``: a line per step, appended and flushed, cut back to the step resumed from."""
 
 import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,6 +35,10 @@ class RunLog:
         """Append one line."""
         self._stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self._stream.flush()
+
+    def sync(self) -> None:
+        """Put what was written on disk: a checkpoint to come must not know more than the log."""
+        os.fsync(self._stream.fileno())
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,9 @@
-"""One optimizer step: micro-batches weighted by their targets, clipping, update."""
+"""The two halves of an optimizer step: gradients of its micro-batches, and the update.
+
+Micro-batches are weighted by their targets, so that any cut of the rows gives the gradient of
+all of them at once. The first half changes gradients alone: it may be done again, cut another
+way, as long as the second was not.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,21 +12,27 @@ import torch
 from torch import nn
 
 from ince.data import Row, collate
-from ince.errors import TrainingError
-from ince.optim import set_learning_rate
 from ince.train.loss import target_loss
 
-__all__ = ["StepResult", "micro_batches", "train_step"]
+__all__ = ["StepGradient", "accumulate", "micro_batches"]
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """Of one step: mean loss over its targets in nats, gradient norm before clipping, counts."""
+class StepGradient:
+    """What is known of a step whose gradients stand in its parameters, clipped.
+
+    Attributes:
+        loss: mean over the targets, in nats; not finite when a forward went wrong.
+        grad_norm: before clipping.
+        num_tokens, num_targets: of its rows.
+        sources: where its examples come from.
+    """
 
     loss: float
     grad_norm: float
     num_tokens: int
     num_targets: int
+    sources: tuple[str, ...]
 
 
 def micro_batches(rows: Sequence[Row], micro_batch_tokens: int | None) -> list[list[Row]]:
@@ -47,25 +58,34 @@ def _seed_of(seed: int, step: int) -> int:
     return (seed * 1_000_003 + step * 7_919 + 17) % (2**63)
 
 
-def train_step(
+def accumulate(
     model: nn.Module,
     rows: Sequence[Row],
     *,
     parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    lr: float,
     max_grad_norm: float,
     micro_batch_tokens: int | None,
     pad_id: int,
     seed: int,
     step: int,
-) -> StepResult:
-    """Forward, backward and update for the rows of one step.
+) -> StepGradient:
+    """Forward and backward for the rows of one step; gradients are left clipped.
 
-    Raises:
-        TrainingError: the loss or the gradient is not finite; no parameter was changed.
+    Whatever gradients there were are dropped first, so that a call that failed half-way may
+    be followed by another.
+
+    Args:
+        model: in training mode.
+        rows: of the step, at least one.
+        parameters: by name, those that learn.
+        max_grad_norm: global norm to which gradients are scaled down; 0 leaves them alone.
+        micro_batch_tokens: tokens of one forward, at most; None: all rows at once.
+        pad_id: token that fills short rows.
+        seed: of the run. step: counted from 0. Together they decide dropout.
     """
     device = next(iter(parameters.values())).device
+    for parameter in parameters.values():
+        parameter.grad = None
     torch.manual_seed(_seed_of(seed, step))
     batches = [
         collate(group, pad_id, pad_to_multiple=64)
@@ -80,17 +100,10 @@ def train_step(
     # A limit of 0 means no clipping; the norm is wanted all the same.
     limit = max_grad_norm if max_grad_norm > 0 else float("inf")
     grad_norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), limit).item()
-    mean = total / num_targets
-    if not (torch.isfinite(torch.tensor([mean, grad_norm])).all()):
-        optimizer.zero_grad(set_to_none=True)
-        sources = [source for batch in batches for source in batch.sources]
-        raise TrainingError(
-            f"loss or gradient is not finite at step {step + 1}",
-            where=", ".join(sources[:5]),
-            got=f"loss {mean}, gradient norm {grad_norm}",
-            do="lower train.lr, or look at the rows named; the last checkpoint is good",
-        )
-    set_learning_rate(optimizer, lr)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return StepResult(mean, grad_norm, sum(b.num_tokens for b in batches), num_targets)
+    return StepGradient(
+        loss=total / num_targets,
+        grad_norm=grad_norm,
+        num_tokens=sum(batch.num_tokens for batch in batches),
+        num_targets=num_targets,
+        sources=tuple(source for batch in batches for source in batch.sources),
+    )

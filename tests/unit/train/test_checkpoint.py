@@ -4,14 +4,17 @@ import pytest
 import torch
 
 from ince.errors import CorruptFileError
-from ince.train.checkpoint import TrainState, latest_checkpoint, remove_old, save_checkpoint
+from ince.train.checkpoint import latest_checkpoint, remove_old, save_checkpoint
+from ince.train.state import TrainState
 
 
 def save(folder, step):
     return save_checkpoint(
         folder,
-        adapter={"a": torch.full((3,), float(step))},
-        optimizer={"a.exp_avg": torch.ones(3)},
+        tensors={
+            "adapter": {"a": torch.full((3,), float(step))},
+            "optimizer": {"a.exp_avg": torch.ones(3)},
+        },
         state=TrainState("digest", step=step, num_tokens=10 * step),
     )
 
@@ -26,7 +29,7 @@ def test_the_newest_one_is_read_back(tmp_path):
     save(tmp_path, 10)
     found, said = read(tmp_path)
     assert found.state == TrainState("digest", step=10, num_tokens=100)
-    assert found.adapter["a"].tolist() == [10, 10, 10]
+    assert found.tensors["adapter"]["a"].tolist() == [10, 10, 10]
     assert said == []
 
 

@@ -17,16 +17,20 @@ class Watcher:
     """An observer that remembers, and may act at a step."""
 
     def __init__(self, at=None, act=None):
-        self.steps, self.lines, self.at, self.act = [], [], at, act
+        self.steps, self.evaluations, self.lines = [], [], []
+        self.at, self.act = at, act
         self.begun = None
 
     def started(self, first_step, num_steps):
         self.begun = (first_step, num_steps)
 
-    def stepped(self, step, result, tokens_per_second):
-        self.steps.append((step, result.loss))
-        if step == self.at:
+    def stepped(self, report):
+        self.steps.append((report.step, report.loss))
+        if report.step == self.at:
             self.act()
+
+    def evaluated(self, step, loss):
+        self.evaluations.append((step, loss))
 
     def said(self, line):
         self.lines.append(line)

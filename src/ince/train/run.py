@@ -1,0 +1,251 @@
+"""A training run between two steps: what it consists of, and what can be done with it.
+
+    resume      put back the newest whole checkpoint
+    backward    gradients of the next step's rows; may be called again, cut another way
+    step        backward and update; the next step is then due
+    save        a checkpoint, from which `resume` goes on to the bit
+
+What decides how it goes on is in `state`, in the parameters and in the optimizer; the rest
+follows from the config, the data and the step. When to evaluate, to save and to stop is the
+loop's to say (`ince.train.loop`).
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ince.errors import CorruptFileError, TrainingError
+from ince.heap import give_back
+from ince.optim import (
+    build_optimizer,
+    learning_rate,
+    load_optimizer_state,
+    lora_plus_ratios,
+    optimizer_state,
+    set_learning_rate,
+)
+from ince.record import peak_memory_bytes
+from ince.train.checkpoint import Checkpoint, latest_checkpoint, remove_old, save_checkpoint
+from ince.train.config import TrainConfig
+from ince.train.observer import Observer, StepReport
+from ince.train.state import TrainState
+from ince.train.step import StepGradient, accumulate
+from ince.train.steps import StepPlan
+
+__all__ = ["TrainRun"]
+
+_STEPS_BETWEEN_GIVING_BACK = 8
+
+
+class TrainRun:
+    """Model, plan, optimizer and state of one run."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: StepPlan,
+        config: TrainConfig,
+        *,
+        run_dir: Path,
+        recipe_digest: str,
+        pad_id: int,
+        observer: Observer,
+    ) -> None:
+        """A run that has not begun.
+
+        Args:
+            model: with trainable parameters; the others are left alone.
+            plan: which rows each step sees.
+            config: budget, optimizer and intervals.
+            run_dir: where ``checkpoints/`` is.
+            recipe_digest: kept in each checkpoint; one of another recipe is refused.
+            pad_id: token that fills short rows.
+            observer: is told what a person should know.
+
+        Raises:
+            TrainingError: nothing to train.
+        """
+        self.model = model
+        self.plan = plan
+        self.config = config
+        self.run_dir = run_dir
+        self.pad_id = pad_id
+        self.observer = observer
+        self.parameters = _trainable(model)
+        ratio = config.loraplus_lr_ratio
+        self.optimizer = build_optimizer(
+            self.parameters,
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            lr_ratios=None if ratio is None else lora_plus_ratios(model, ratio),
+        )
+        self.state = TrainState(recipe_digest, micro_batch_tokens=config.micro_batch_tokens)
+        self.saved_step: int | None = None
+        """Step of the newest checkpoint, None while there is none."""
+
+    # ------------------------------------------------------------------------------ where it is
+
+    @property
+    def is_done(self) -> bool:
+        """No step is left."""
+        return self.state.step >= self.plan.num_steps
+
+    @property
+    def micro_batch_tokens(self) -> int | None:
+        """Tokens in one forward, at most; None: all of the step's. Setting it lasts."""
+        return self.state.micro_batch_tokens
+
+    @micro_batch_tokens.setter
+    def micro_batch_tokens(self, value: int | None) -> None:
+        self.state.micro_batch_tokens = value
+
+    # ------------------------------------------------------------------------------------ steps
+
+    def backward(self) -> StepGradient:
+        """Gradients of the next step's rows; of parameters and state nothing changes.
+
+        After an error (out of memory, say) it may be called again.
+        """
+        self.model.train()
+        try:
+            return accumulate(
+                self.model,
+                self.plan.rows(self.state.step),
+                parameters=self.parameters,
+                max_grad_norm=self.config.max_grad_norm,
+                micro_batch_tokens=self.micro_batch_tokens,
+                pad_id=self.pad_id,
+                seed=self.config.seed,
+                step=self.state.step,
+            )
+        finally:
+            self.model.eval()
+
+    def step(self) -> StepReport:
+        """One optimizer step.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite; no parameter was changed.
+        """
+        state = self.state
+        lr = learning_rate(
+            state.step,
+            num_steps=self.plan.num_steps,
+            peak=self.config.lr,
+            schedule=self.config.schedule,
+            warmup_ratio=self.config.warmup_ratio,
+        )
+        started = time.monotonic()
+        gradient = self.backward()
+        self._update(gradient, lr)
+        seconds = time.monotonic() - started
+        if state.step % _STEPS_BETWEEN_GIVING_BACK == 0:
+            give_back()
+        state.step += 1
+        state.num_tokens += gradient.num_tokens
+        state.num_targets += gradient.num_targets
+        state.seconds += seconds
+        state.first_loss = gradient.loss if state.first_loss is None else state.first_loss
+        state.last_loss = gradient.loss
+        return StepReport(
+            step=state.step,
+            loss=gradient.loss,
+            lr=lr,
+            grad_norm=gradient.grad_norm,
+            num_tokens=gradient.num_tokens,
+            num_targets=gradient.num_targets,
+            total_tokens=state.num_tokens,
+            total_targets=state.num_targets,
+            seconds=seconds,
+            peak_bytes=peak_memory_bytes(),
+        )
+
+    def _update(self, gradient: StepGradient, lr: float) -> None:
+        if not (math.isfinite(gradient.loss) and math.isfinite(gradient.grad_norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise TrainingError(
+                f"loss or gradient is not finite at step {self.state.step + 1}",
+                where=", ".join(gradient.sources[:5]),
+                got=f"loss {gradient.loss}, gradient norm {gradient.grad_norm}",
+                do="lower train.lr, or look at the rows named; the last checkpoint is good",
+            )
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    # ------------------------------------------------------------------------------ checkpoints
+
+    def resume(self) -> None:
+        """Put back the newest whole checkpoint, where there is one.
+
+        Raises:
+            CorruptFileError: checkpoints exist and none is whole, or they are of another recipe.
+        """
+        checkpoint = latest_checkpoint(self.run_dir, warn=self.observer.said)
+        if checkpoint is None:
+            return
+        if checkpoint.state.recipe_digest != self.state.recipe_digest:
+            raise CorruptFileError(
+                "the checkpoints in this folder are of another recipe, base or data",
+                where=checkpoint.folder,
+                do="put back the data as they were, choose another output folder, or start "
+                "again with --fresh",
+            )
+        self._restore(checkpoint)
+        self.observer.said(f"going on after step {self.state.step} of {self.plan.num_steps}")
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        _fill(self.parameters, checkpoint.tensors["adapter"], checkpoint.folder)
+        if checkpoint.tensors["optimizer"]:
+            load_optimizer_state(self.optimizer, self.parameters, checkpoint.tensors["optimizer"])
+        self.state = checkpoint.state
+        self.saved_step = self.state.step
+
+    def save(self) -> Path:
+        """Write a checkpoint whole, then remove those that are too many; returns its folder.
+
+        Raises:
+            DiskFullError: no space; earlier checkpoints are as they were.
+        """
+        folder = save_checkpoint(
+            self.run_dir,
+            tensors={
+                "adapter": {n: p.detach().contiguous() for n, p in self.parameters.items()},
+                "optimizer": optimizer_state(self.optimizer, self.parameters),
+            },
+            state=self.state,
+        )
+        self.saved_step = self.state.step
+        remove_old(self.run_dir, keep=self.config.keep_checkpoints)
+        return folder
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise TrainingError(
+            "the model has nothing to train",
+            expected="parameters with requires_grad",
+            do="attach an adapter first: ince.get_peft_model(model, ince.LoraConfig(...))",
+        )
+    return found
+
+
+def _fill(
+    parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor], folder: Path
+) -> None:
+    if saved.keys() != parameters.keys():
+        wrong = sorted(saved.keys() ^ parameters.keys())
+        raise CorruptFileError(
+            "a checkpoint has other parameters than this run",
+            where=folder,
+            got=", ".join(wrong[:5]),
+            do="start again with --fresh",
+        )
+    for name, parameter in parameters.items():
+        parameter.data.copy_(saved[name])
