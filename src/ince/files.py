@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from ince.errors import CorruptFileError, DiskFullError, InputError, OutputError
 
 __all__ = [
     "read_json",
+    "remove_leftovers",
     "replace_file",
     "replace_folder",
     "sha256_bytes",
@@ -42,6 +44,9 @@ _REFUSED = {
 
 # Room for a long name's temporary: most systems allow 255 bytes.
 _MAX_NAME_CHARACTERS = 40
+
+# What `_beside` gives.
+_BESIDE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.(?P<kind>tmp|old)")
 
 
 def _is_full(error: Exception) -> bool:
@@ -96,6 +101,14 @@ def _beside(target: Path, kind: str) -> Path:
     return target.parent / f".{name}.{secrets.token_hex(6)}.{kind}"
 
 
+def _make_parents(target: Path) -> None:
+    """Make the folders above `target`; those that are new are as durable as what goes in."""
+    missing = [folder for folder in target.parents if not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _sync_folder(folder.parent)
+
+
 def _sync(path: Path) -> None:
     # Windows wants a handle that may write; elsewhere reading is enough, and a
     # copied file may be read-only.
@@ -135,7 +148,7 @@ def replace_file(target: Path) -> Iterator[Path]:
     target = Path(target)
     with _full_disk(target):
         with _write_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_parents(target)
             temporary = _beside(target, "tmp")
             # The mode is the one the user's other files get.
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -201,7 +214,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
     _check_replaceable(target)
     with _full_disk(target):
         with _write_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_parents(target)
             temporary = _beside(target, "tmp")
             temporary.mkdir()
         try:
@@ -213,6 +226,28 @@ def replace_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         _sync_folder(target.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Clear `folder` of what writers that were killed left in it, looking no deeper.
+
+    Half-written files and folders go. What a writer had moved aside comes back when nothing
+    took its place. No writer may be at work in `folder`.
+    """
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        found = _BESIDE.fullmatch(path.name)
+        if found is None:
+            continue
+        name = found["name"]
+        if found["kind"] == "old" and not (folder / name).exists():
+            if len(name) < _MAX_NAME_CHARACTERS:  # else its own name is longer, and not known
+                path.replace(folder / name)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_text(target: Path, text: str) -> None:

@@ -44,12 +44,12 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ince.errors import CorruptFileError
+from ince.errors import CorruptFileError, DiskFullError
 from ince.files import read_json, write_json
 
 __all__ = ["RECORD_FORMAT", "RunRecord", "hardware", "peak_memory_bytes", "versions"]
@@ -195,7 +195,10 @@ class RunRecord:
 
     def __setitem__(self, section: str, value: Any) -> None:
         self.content[section] = value
-        self.save()
+        # A full disk costs the run nothing here: the next writing holds this section, too, and
+        # `finish` says so when there is still no room.
+        with suppress(DiskFullError):
+            self.save()
 
     def add_proof(
         self, name: str, *, value: float, limit: float, unit: str, holds: bool, detail: str = ""
@@ -229,6 +232,10 @@ class RunRecord:
         """Close the record: status, end time, seconds and peak memory over all its processes.
 
         A run that was read back and continued adds to what it had spent before.
+
+        Raises:
+            DiskFullError: the run is done, and there is no room to say so. What went wrong
+                before is not hidden behind it.
         """
         now = time.monotonic()
         spent = float(self.content.get("seconds") or 0.0) + now - self._started
@@ -242,7 +249,11 @@ class RunRecord:
             self.content.pop("error", None)
         else:
             self.content["error"] = error
-        self.save()
+        try:
+            self.save()
+        except DiskFullError:
+            if status == "done":
+                raise
 
     def save(self) -> None:
         """Write the record whole."""

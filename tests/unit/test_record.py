@@ -10,7 +10,7 @@ import time
 import pytest
 
 from ince import record as record_module
-from ince.errors import CorruptFileError, InputError
+from ince.errors import CorruptFileError, DiskFullError, InputError
 from ince.record import RECORD_FORMAT, RunRecord, hardware, peak_memory_bytes, versions
 
 
@@ -167,3 +167,20 @@ def test_the_peak_is_this_programs_own_and_never_falls():
     assert after - before > 95_000_000
     assert after < 200_000_000
     assert peak_memory_bytes() > 200_000_000
+
+
+def test_a_full_disk_costs_a_run_no_section(tmp_path, record, monkeypatch):
+    def full(_path, _value):
+        raise DiskFullError("no space left on the device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record_module, "write_json", full)
+        record["training"] = {"steps": 3}
+        with record.phase("train"):
+            pass
+        record.finish("failed", {"type": "TrainingError", "what": "x"})
+        with pytest.raises(DiskFullError):
+            record.finish("done")
+    assert "training" not in saved(tmp_path)
+    record["base"] = {}
+    assert saved(tmp_path)["training"] == {"steps": 3}

@@ -20,6 +20,7 @@ from ince.demo.english import heldout_texts, rehearsal_rows
 from ince.errors import OutputError
 from ince.evaluate import restored_word_accuracy
 from ince.recipe import Recipe, parse_recipe
+from ince.recipe.claim import claimed
 from ince.recipe.measure import (
     Answers,
     Question,
@@ -208,28 +209,29 @@ def run_demo(
     size = _QUICK if quick else _FULL
     started = time.monotonic()
     _refuse_foreign_data(output)
-    instructions = build_instructions(
-        read_treebanks(),
-        output / "data",
-        num_test=size["num_test"],
-        num_eval=min(40, size["num_test"]),
-        num_train_inflection=size["inflection"],
-        num_train_diacritics=size["diacritics"],
-        rehearsal=rehearsal_rows(size["english"], seed=7),
-    )
-    recipe = demo_recipe(output, quick=quick)
-    record = open_run(recipe, resume=True)
-    if record.get("status") != "done":
-        console.print(
-            f"built {output / 'data'} in {time.monotonic() - started:.0f} s", markup=False
+    with claimed(output):
+        instructions = build_instructions(
+            read_treebanks(),
+            output / "data",
+            num_test=size["num_test"],
+            num_eval=min(40, size["num_test"]),
+            num_train_inflection=size["inflection"],
+            num_train_diacritics=size["diacritics"],
+            rehearsal=rehearsal_rows(size["english"], seed=7),
         )
-        with recorded(record):
-            session = Session(recipe, record, console=console)
-            questions = _questions(instructions.path("test"))
-            session.train(questions=questions)
-            with record.phase("evaluate"):
-                _measure(session, questions, size["texts"])
-            with record.phase("merge check"):
-                prove_merge(session)
-    write_report(output)
-    return _summary(record, output)
+        recipe = demo_recipe(output, quick=quick)
+        record = open_run(recipe, resume=True)
+        if record.get("status") != "done":
+            console.print(
+                f"built {output / 'data'} in {time.monotonic() - started:.0f} s", markup=False
+            )
+            with recorded(record):
+                session = Session(recipe, record, console=console)
+                questions = _questions(instructions.path("test"))
+                session.train(questions=questions)
+                with record.phase("evaluate"):
+                    _measure(session, questions, size["texts"])
+                with record.phase("merge check"):
+                    prove_merge(session)
+        write_report(output)
+        return _summary(record, output)

@@ -10,6 +10,7 @@ from ince.errors import InceError, InterruptedRunError
 from ince.evaluate import read_passages
 from ince.evaluate.comparison import evaluation
 from ince.files import write_json, write_text
+from ince.recipe.claim import claimed
 from ince.recipe.measure import (
     Question,
     answer_both,
@@ -40,25 +41,27 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, console: Console | None =
         console: for progress; stderr when None.
 
     Raises:
-        InputError: the recipe's model, data or output folder cannot be used.
+        InputError: the recipe's model, data or output folder cannot be used, or another
+            process is at work in the latter.
         InterruptedRunError: Ctrl-C; a checkpoint was saved.
         ProofError: the merged model does not say what the adapter says.
     """
     console = Console(stderr=True) if console is None else console
-    record = open_run(recipe, resume=resume)
-    if record.get("status") == "done":
-        console.print(
-            f"{recipe.output_folder} is done already; --fresh starts it again", markup=False
-        )
-        return record
-    with recorded(record):
-        session = Session(recipe, record, console=console)
-        questions = _questions(recipe)
-        session.train(questions=questions)
-        with record.phase("evaluate"):
-            _measure(session, questions)
-        with record.phase("merge check"):
-            prove_merge(session)
+    with claimed(recipe.output_folder):
+        record = open_run(recipe, resume=resume)
+        if record.get("status") == "done":
+            console.print(
+                f"{recipe.output_folder} is done already; --fresh starts it again", markup=False
+            )
+            return record
+        with recorded(record):
+            session = Session(recipe, record, console=console)
+            questions = _questions(recipe)
+            session.train(questions=questions)
+            with record.phase("evaluate"):
+                _measure(session, questions)
+            with record.phase("merge check"):
+                prove_merge(session)
     return record
 
 
