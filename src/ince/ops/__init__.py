@@ -12,6 +12,7 @@ from ince.ops.absmax import dequantize_absmax, quantize_absmax
 from ince.ops.codes import BLOCKSIZES, CODES, NF4_CODE, QUANT_TYPES, code_of, dynamic_map
 from ince.ops.four_bit import dequantize_4bit, quantize_4bit
 from ince.ops.linear import gemv_4bit, linear_4bit
+from ince.ops.norm import rms_norm, rms_norm_add_input_grad_, rms_norm_input_grad
 
 __all__ = [
     "BLOCKSIZES",
@@ -28,5 +29,8 @@ __all__ = [
     "quantize_4bit",
     "quantize_absmax",
     "reference",
+    "rms_norm",
+    "rms_norm_add_input_grad_",
+    "rms_norm_input_grad",
     "triton",
 ]

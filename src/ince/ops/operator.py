@@ -1,17 +1,22 @@
 """How an operator is declared once, and how backends register beside the declaration.
 
 A thin layer over `torch.library`: it makes sure that every backend, and the shape inference of
-``torch.compile`` and of the meta device, runs behind the same checks.
+``torch.compile`` and of the meta device, runs behind the same checks. An operator that writes
+into its arguments (its schema says which) has no gradient, and refuses to be asked for one.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
 
-__all__ = ["Autograd", "Operator"]
+from ince.errors import InputError
+
+__all__ = ["NO_SECOND_GRADIENT", "Autograd", "Operator"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -37,6 +42,22 @@ class Autograd:
 _FROZEN = Autograd(_mark_frozen, _no_gradient)
 
 
+def _keep_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
+    return None
+
+
+def _refuse_gradient(ctx: Any, *grads: Any) -> None:  # noqa: ARG001
+    raise InputError(
+        "a gradient has no gradient of its own here",
+        expected="first derivatives",
+        do="leave create_graph=True out",
+    )
+
+
+NO_SECOND_GRADIENT = Autograd(_keep_nothing, _refuse_gradient)
+"""For operators that are the gradient of another one."""
+
+
 @dataclass(frozen=True)
 class Operator:
     """One operator ``ince::name``.
@@ -46,19 +67,32 @@ class Operator:
         schema: arguments and results, in the language of `torch.library`.
         check: called with the arguments before any backend; raises `QuantError`. It looks at
             dtypes and shapes alone, so that it holds for tensors without data too.
-        autograd: how gradients pass; without it results never ask for one.
+        autograd: how gradients pass; without it results never ask for one. Nothing for an
+            operator that writes into its arguments.
     """
 
     name: str
     schema: str
     check: Callable[..., None]
     autograd: Autograd = _FROZEN
+    written: tuple[int, ...] = field(default=(), init=False)
+    """Positions of the arguments that it writes into."""
 
     def __post_init__(self) -> None:
         torch.library.define(self.qualified_name, self.schema)
-        torch.library.register_autograd(
-            self.qualified_name, self.autograd.backward, setup_context=self.autograd.setup_context
+        schema = getattr(torch.ops.ince, self.name).default._schema
+        written = tuple(
+            position
+            for position, argument in enumerate(schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
         )
+        object.__setattr__(self, "written", written)
+        if not written:
+            torch.library.register_autograd(
+                self.qualified_name,
+                self.autograd.backward,
+                setup_context=self.autograd.setup_context,
+            )
 
     @property
     def qualified_name(self) -> str:
@@ -72,7 +106,8 @@ class Operator:
         """
 
         def register(kernel: Callable[_P, _R]) -> Callable[_P, _R]:
-            torch.library.impl(self.qualified_name, device_type, self._checked(kernel))
+            checked = self._checked(self._writing(kernel) if self.written else kernel)
+            torch.library.impl(self.qualified_name, device_type, checked)
             return kernel
 
         return register
@@ -91,3 +126,32 @@ class Operator:
             return function(*args, **kwargs)
 
         return checked
+
+    def _writing(self, kernel: Callable[_P, _R]) -> Callable[_P, _R]:
+        """`kernel`, after which autograd knows that its arguments were written into.
+
+        So a backward that kept one of them fails, instead of using other numbers.
+        """
+
+        @wraps(kernel)
+        def writing(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            tensors = [args[position] for position in self.written]
+            if torch.is_grad_enabled():
+                self._refuse_recorded(tensors)
+            result = kernel(*args, **kwargs)
+            for tensor in tensors:
+                if isinstance(tensor, Tensor) and not tensor.is_inference():
+                    increment_version(tensor)
+            return result
+
+        return writing
+
+    def _refuse_recorded(self, tensors: list[Any]) -> None:
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                raise InputError(
+                    "an operator that writes into its arguments has no gradient",
+                    where=self.qualified_name,
+                    got="a tensor that asks for one",
+                    do="call it under torch.no_grad(), or in a backward",
+                )

@@ -31,6 +31,7 @@ _VARIABLE = "INCE_CPU_ISA"
 _VERSION = 2
 
 _ADDRESS, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+_FLOAT = ctypes.c_float
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Library:
     quantize: Callable[..., int]
     dequantize: Callable[..., object]
     multiply: Callable[..., int]
+    norm: Callable[..., object]
+    norm_grad: Callable[..., object]
 
 
 @dataclass
@@ -121,7 +124,7 @@ def _use(library: Library, name: str, where: str) -> None:
 def _library() -> Library | None:
     try:
         library = _load(_path())
-    except (OSError, AttributeError) as error:
+    except OSError as error:
         _STATE.reason = str(error)
         _LOG.warning("the CPU kernels cannot be used, plain PyTorch is: %s", error)
         return None
@@ -146,7 +149,12 @@ def _load(path: Path) -> Library:
     handle = ctypes.CDLL(str(path))
 
     def function(name: str, *argtypes: type, result: type | None = None) -> Callable[..., int]:
-        found = getattr(handle, name)
+        try:
+            found = getattr(handle, name)
+        except AttributeError:
+            raise OSError(
+                f"{path.name} is of an older version of ince and has no {name}; install ince again"
+            ) from None
         found.argtypes, found.restype = argtypes, result
         return found
 
@@ -167,6 +175,10 @@ def _load(path: Path) -> Library:
     dequantize = (*parts, *(_COUNT,) * 5, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER)
     sizes = (_COUNT,) * 3
     multiply = (_ADDRESS, _NUMBER, *sizes, *parts, _COUNT, *(_ADDRESS,) * 3, _NUMBER)
+    # Those of kernels/training.cpp. Rows: an address, the distance between rows, a type.
+    rows, size = (_ADDRESS, _COUNT, _NUMBER), (_COUNT, _COUNT)
+    norm = (*rows, _ADDRESS, _NUMBER, _FLOAT, *size, _ADDRESS, _NUMBER, _ADDRESS, _NUMBER)
+    norm_grad = (*rows * 2, _ADDRESS, _ADDRESS, *size, *(_ADDRESS, _COUNT) * 2, _NUMBER)
     return Library(
         instruction_sets=tuple(names.value.decode().split()),
         runs_in_threads=team is not None,
@@ -174,6 +186,8 @@ def _load(path: Path) -> Library:
         quantize=function("ince_quantize", *quantize, result=_NUMBER),
         dequantize=function("ince_dequantize", *dequantize),
         multiply=function("ince_multiply", *multiply, result=_NUMBER),
+        norm=function("ince_norm", *norm),
+        norm_grad=function("ince_norm_grad", *norm_grad),
     )
 
 

@@ -4,6 +4,7 @@
 // block into planes of bytes, so that one byte shuffle looks up 32 codes in each.
 
 #include "avx2_gemv.h"
+#include "training_set.h"
 
 namespace ince {
 namespace {
@@ -244,6 +245,7 @@ void dequantize(const DequantizeArgs& args, int64_t first, int64_t last) {
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", quantize, dequantize, {&gemv::kProduct, nullptr}};
+const Kernels kAvx2 = {
+    "avx2", quantize, dequantize, {&gemv::kProduct, nullptr}, &kTraining};
 
 }  // namespace ince

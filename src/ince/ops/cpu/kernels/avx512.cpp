@@ -1,9 +1,11 @@
 // AVX-512 (F, BW, VL, DQ): Intel from Skylake-X on, AMD from Zen 4 on.
 
 #include "avx512_gemv.h"
+#include "training_set.h"
 
 namespace ince {
 
-const Kernels kAvx512 = {"avx512", quantize, dequantize, {&gemv::kProduct, nullptr}};
+const Kernels kAvx512 = {
+    "avx512", quantize, dequantize, {&gemv::kProduct, nullptr}, &kTraining};
 
 }  // namespace ince

@@ -3,6 +3,7 @@
 
 #include "avx512bf16_gemv.h"
 #include "avx512bf16_rows.h"
+#include "training_set.h"
 
 namespace ince {
 
@@ -11,6 +12,7 @@ const Kernels kAvx512Bf16 = {
     quantize,
     dequantize,
     {&gemv_bf16::kProduct, &rows_bf16::kProduct, &gemv::kProduct, nullptr},
+    &kTraining,
 };
 
 }  // namespace ince

@@ -83,6 +83,8 @@ struct Product {
   int64_t out_step;
 };
 
+struct Training;  // see training.h
+
 struct Kernels {
   const char* name;
   // Blocks first … last-1; false when one of them holds a weight that is not finite.
@@ -90,7 +92,11 @@ struct Kernels {
   void (*dequantize)(const DequantizeArgs& args, int64_t first, int64_t last);
   // The first that fits is taken; a null ends them.
   const Product* products[4];
+  const Training* training;
 };
+
+// Those in use.
+extern const Kernels* kernels;
 
 extern const Kernels kPortable;
 #if defined(INCE_AVX2)

@@ -20,10 +20,9 @@
 namespace ince {
 
 TeamEntry team_entry = nullptr;
+const Kernels* kernels = &kPortable;
 
 namespace {
-
-const Kernels* kernels = &kPortable;
 
 // Weights in a chunk of work: 64 KiB and more of results, small beside a core's L2.
 constexpr int64_t kChunk = 1 << 16;

@@ -1,6 +1,7 @@
 // Any processor: plain C++.
 
 #include "scalar.h"
+#include "training_set.h"
 
 namespace ince {
 namespace {
@@ -18,6 +19,6 @@ void dequantize(const DequantizeArgs& args, int64_t first, int64_t last) {
 
 }  // namespace
 
-const Kernels kPortable = {"portable", quantize, dequantize, {nullptr}};
+const Kernels kPortable = {"portable", quantize, dequantize, {nullptr}, &kTraining};
 
 }  // namespace ince

@@ -1,0 +1,47 @@
+// The element-wise kernels of training, and the arguments that every instruction set takes.
+//
+// A row is `num_cols` numbers that lie side by side; rows lie `stride` numbers apart. A kernel
+// works on a range of rows in the calling thread; training.cpp divides the work.
+
+#pragma once
+
+#include "kernels.h"
+
+namespace ince {
+
+// y = x / sqrt(mean(x²) + eps) * weight, row by row.
+struct NormArgs {
+  const void* x;
+  int64_t x_stride;
+  DType x_dtype;
+  DType y_dtype;
+  const float* weight;
+  bool rounds_before_weight;  // to the type of x, as Llama does
+  float eps;
+  int64_t num_cols;
+  void* y;      // without gaps
+  float* rstd;  // one a row: 1 / sqrt(mean(x²) + eps)
+};
+
+struct NormGradArgs {
+  const void* dy;
+  int64_t dy_stride;
+  DType dy_dtype;
+  DType x_dtype;  // also of residual and dx
+  const void* x;
+  int64_t x_stride;
+  const float* weight;
+  const float* rstd;
+  int64_t num_cols;
+  const void* residual;  // added to the result; or null
+  int64_t residual_stride;
+  void* dx;
+  int64_t dx_stride;
+};
+
+struct Training {
+  void (*norm)(const NormArgs& args, int64_t first, int64_t last);
+  void (*norm_grad)(const NormGradArgs& args, int64_t first, int64_t last);
+};
+
+}  // namespace ince

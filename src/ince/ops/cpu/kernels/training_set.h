@@ -1,0 +1,13 @@
+// All kernels of training, for the table of the instruction set that includes this.
+
+#pragma once
+
+#include "norm.h"
+
+namespace ince {
+namespace {
+
+const Training kTraining = {norm, norm_grad};
+
+}  // namespace
+}  // namespace ince
