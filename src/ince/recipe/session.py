@@ -7,7 +7,7 @@ step writes its facts into the run record.
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from ince.quant import expanded, packed_modules
 from ince.recipe.progress import RunProgress
 from ince.recipe.schema import Recipe
 from ince.record import RunRecord
-from ince.train import train
+from ince.train import TrainResult, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,8 +109,15 @@ def open_run(recipe: Recipe, *, resume: bool) -> RunRecord:
 class Session:
     """Base, adapter and data of one run, ready to train and to be measured."""
 
-    def __init__(self, recipe: Recipe, record: RunRecord, *, console: Console) -> None:
-        """Load what the recipe names.
+    def __init__(
+        self,
+        recipe: Recipe,
+        record: RunRecord,
+        *,
+        console: Console,
+        progress: RunProgress | None = None,
+    ) -> None:
+        """Load what the recipe names; `progress` is that of `console` unless it is given.
 
         Raises:
             InputError: the model, the data or the adapter's targets cannot be used.
@@ -118,7 +125,7 @@ class Session:
         self.recipe = recipe
         self.record = record
         self.console = console
-        self.progress = RunProgress(console)
+        self.progress = RunProgress(console) if progress is None else progress
         self.folder = recipe.output_folder
         with record.phase("load"):
             self.model, self.tokenizer = self._load_model()
@@ -237,11 +244,18 @@ class Session:
             for start in range(0, len(rows), per_batch)
         ]
 
-    def train(self, *, questions: Sequence["Question"] = ()) -> None:
+    def train(
+        self,
+        *,
+        questions: Sequence["Question"] = (),
+        stop_after: int | None = None,
+        lr_at: Callable[[int], float] | None = None,
+    ) -> TrainResult:
         """Train, from the newest checkpoint where there is one; then save the adapter.
 
         Args:
             questions: of the held-out rows; a few are answered at `train.sample_every`.
+            stop_after, lr_at: of `ince.train.train`.
         """
         config = self.recipe.train
         batches = self.eval_batches()
@@ -282,6 +296,8 @@ class Session:
                 observer=observer,
                 evaluate=evaluate if batches else None,
                 sample=sample if questions else None,
+                stop_after=stop_after,
+                lr_at=lr_at,
             )
         self.record["training"] = {
             "steps": result.steps,
@@ -297,6 +313,7 @@ class Session:
         adapter = dict(self.record["adapter"])
         adapter["digest"] = sha256_file(self.folder / "adapter" / "adapter_model.safetensors")
         self.record["adapter"] = adapter
+        return result
 
     def _run_digest(self) -> str:
         """Of the recipe and of the bytes it was given: a checkpoint fits no other run."""

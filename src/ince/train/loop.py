@@ -50,6 +50,8 @@ def train(
     observer: Observer,
     evaluate: Callable[[], float] | None = None,
     sample: Callable[[], list[dict[str, str]]] | None = None,
+    stop_after: int | None = None,
+    lr_at: Callable[[int], float] | None = None,
 ) -> TrainResult:
     """Train until the config's budget is used, resuming from the newest whole checkpoint.
 
@@ -65,6 +67,9 @@ def train(
         observer: is told what happens.
         evaluate: gives the held-out loss; called at intervals.
         sample: gives answers to look at; called at intervals.
+        stop_after: end after this step though the plan is longer, evaluated and saved, to be gone
+            on with later. The schedule is that of the whole plan.
+        lr_at: the learning rate of a step, counted from 0, in place of the config's schedule.
 
     Raises:
         InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was saved first.
@@ -88,31 +93,34 @@ def train(
         recipe_digest=recipe_digest,
         pad_id=pad_id,
         observer=observer,
+        lr_at=lr_at,
     )
+    end = plan.num_steps if stop_after is None else min(stop_after, plan.num_steps)
     run.resume()
     observer.started(run.state.step, plan.num_steps)
     with (
         stop_request() as stop,
         RunLog(run_dir / "log.jsonl", from_step=run.state.step) as log,
     ):
-        while not run.is_done:
+        while run.state.step < end:
             report = run.step()
             log.write(**report.line())
             observer.stepped(report)
             step = report.step
-            if evaluate is not None and (run.is_done or _due(step, config.eval_every)):
+            last = step >= end
+            if evaluate is not None and (last or _due(step, config.eval_every)):
                 loss = evaluate()
                 log.write(step=step, eval_loss=loss)
                 observer.evaluated(step, loss)
-            if sample is not None and not run.is_done and _due(step, config.sample_every):
+            if sample is not None and not last and _due(step, config.sample_every):
                 samples = sample()
                 log.write(step=step, samples=samples)
                 for one in samples:
                     observer.said(f"step {step}: {one['prompt']} → {one['output']}")
-            if run.is_done or stop.asked or _due(step, config.save_every):
+            if last or stop.asked or _due(step, config.save_every):
                 log.sync()
                 run.save()
-            if stop.asked and not run.is_done:
+            if stop.asked and not last:
                 raise InterruptedRunError(
                     f"stopped after step {step} of {plan.num_steps}",
                     where=run_dir / "checkpoints" / f"step-{run.saved_step:06d}",

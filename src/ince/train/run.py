@@ -12,7 +12,7 @@ loop's to say (`ince.train.loop`).
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ class TrainRun:
         recipe_digest: str,
         pad_id: int,
         observer: Observer,
+        lr_at: Callable[[int], float] | None = None,
     ) -> None:
         """A run that has not begun.
 
@@ -64,6 +65,7 @@ class TrainRun:
             recipe_digest: kept in each checkpoint; one of another recipe is refused.
             pad_id: token that fills short rows.
             observer: is told what a person should know.
+            lr_at: the learning rate of a step, in place of the config's schedule.
 
         Raises:
             TrainingError: nothing to train.
@@ -74,6 +76,7 @@ class TrainRun:
         self.run_dir = run_dir
         self.pad_id = pad_id
         self.observer = observer
+        self._lr_at = self._scheduled if lr_at is None else lr_at
         self.parameters = _trainable(model)
         ratio = config.loraplus_lr_ratio
         self.optimizer = build_optimizer(
@@ -133,13 +136,7 @@ class TrainRun:
             TrainingError: the loss or the gradient is not finite; no parameter was changed.
         """
         state = self.state
-        lr = learning_rate(
-            state.step,
-            num_steps=self.plan.num_steps,
-            peak=self.config.lr,
-            schedule=self.config.schedule,
-            warmup_ratio=self.config.warmup_ratio,
-        )
+        lr = self._lr_at(state.step)
         started = time.monotonic()
         gradient = self.backward()
         self._update(gradient, lr)
@@ -163,6 +160,15 @@ class TrainRun:
             total_targets=state.num_targets,
             seconds=seconds,
             peak_bytes=peak_memory_bytes(),
+        )
+
+    def _scheduled(self, step: int) -> float:
+        return learning_rate(
+            step,
+            num_steps=self.plan.num_steps,
+            peak=self.config.lr,
+            schedule=self.config.schedule,
+            warmup_ratio=self.config.warmup_ratio,
         )
 
     def _update(self, gradient: StepGradient, lr: float) -> None:

@@ -49,7 +49,8 @@ def run(folder, tiny_llama, observer=None, *, digest="d", dropout=0.1, **changes
     torch.manual_seed(11)
     model = get_peft_model(tiny_llama(), LoraConfig(r=2, lora_dropout=dropout))
     settings = {"batch_tokens": 32, "lr": 1e-2, "epochs": 2, "save_every": 3} | changes
-    extra = {k: settings.pop(k) for k in ("evaluate", "sample") if k in settings}
+    names = ("evaluate", "sample", "stop_after", "lr_at")
+    extra = {k: settings.pop(k) for k in names if k in settings}
     result = train(
         model,
         examples(),
@@ -114,6 +115,28 @@ def test_a_resumed_run_equals_an_uninterrupted_one_byte_for_byte(tmp_path, tiny_
         return [(line["step"], line["loss"]) for line in log(folder)]
 
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_stopped_at_a_step_it_goes_on_as_if_it_had_not_been(tmp_path, tiny_llama):
+    whole, expected = run(tmp_path / "whole", tiny_llama, evaluate=lambda: 1.5)
+    _, part = run(tmp_path / "cut", tiny_llama, evaluate=lambda: 1.5, stop_after=4, save_every=50)
+    assert part.steps == 4
+    assert log(tmp_path / "cut")[-1] == {"step": 4, "eval_loss": 1.5}
+    _, same = run(tmp_path / "cut", tiny_llama, stop_after=4, save_every=50)
+    assert same == part
+    resumed, result = run(tmp_path / "cut", tiny_llama, stop_after=expected.steps + 9)
+    before, after = trained(whole), trained(resumed)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert result.steps == expected.steps
+    rates = [
+        [line["lr"] for line in log(tmp_path / name) if "lr" in line] for name in ("cut", "whole")
+    ]
+    assert rates[0] == rates[1]
+
+
+def test_rates_can_be_given_in_place_of_the_schedule(tmp_path, tiny_llama):
+    run(tmp_path, tiny_llama, lr_at=lambda step: 1e-4 * 2**step, max_steps=4)
+    assert [line["lr"] for line in log(tmp_path)] == [1e-4, 2e-4, 4e-4, 8e-4]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
