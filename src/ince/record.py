@@ -16,7 +16,8 @@ model card are made from it. It holds plain JSON, so that a program without ince
                  "num_rows", "num_examples", "num_dropped", "dropped": {reason: count},
                  "num_tokens", "num_targets", "num_truncated"}
     training    {"steps", "epochs", "num_tokens", "num_targets", "seconds",
-                 "tokens_per_second", "first_loss", "final_loss"}
+                 "tokens_per_second", "first_loss", "final_loss",
+                 "num_skipped", "num_spikes"}
     evaluation  the content of eval.json (below) | null
     proofs      [{"name", "value" (null when it was not finite), "limit", "unit", "holds",
                  "detail"}]
@@ -33,8 +34,12 @@ model card are made from it. It holds plain JSON, so that a program without ince
     {"task", "prompt", "expected", "base", "tuned", "base_right", "tuned_right"}
 ``log.jsonl``, a line per step:
     {"step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "tokens_per_second",
-     "peak_bytes"}; evaluation lines have {"step", "eval_loss"} instead, and sample lines
+     "target_tokens_per_second", "peak_bytes"}; of a step that was passed over, "loss" and
+     "grad_norm" may be null, and "skipped" is true. Further lines, by their keys:
+    {"step", "eval_loss"}
     {"step", "samples": [{"prompt", "expected", "output"}]}
+    {"step", "event": "skipped", "what", "sources": [row, …]}
+    {"step", "event": "spike", "spike_loss", "limit", "sources": [row, …]}
 """
 
 import importlib.metadata

@@ -58,6 +58,10 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this global norm; 0 leaves them alone."""
 
+    max_skipped_steps: int = Field(default=5, ge=1)
+    """Steps in a row whose loss or gradient is not finite before the run gives up; until then
+    they are passed over, and nothing is updated."""
+
     seed: int = Field(default=7, ge=0, lt=2**63)
     """Of initialization, order of the data and dropout."""
 

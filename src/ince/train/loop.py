@@ -35,6 +35,10 @@ class TrainResult:
     tokens_per_second: float
     first_loss: float
     final_loss: float
+    num_skipped: int
+    """Steps whose loss or gradient was not finite: passed over."""
+    num_spikes: int
+    """Steps whose loss was far above those before: taken, and named in the log."""
 
 
 def train(
@@ -73,7 +77,7 @@ def train(
 
     Raises:
         InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was saved first.
-        TrainingError: nothing to train, or a loss that is not finite.
+        TrainingError: nothing to train, or losses in a row that are not finite.
         CorruptFileError: checkpoints exist and none is whole, or they are of another recipe.
     """
     plan = StepPlan(
@@ -105,6 +109,8 @@ def train(
         while run.state.step < end:
             report = run.step()
             log.write(**report.line())
+            if report.event is not None:
+                log.write(step=report.step, **report.event)
             observer.stepped(report)
             step = report.step
             last = step >= end
@@ -144,4 +150,6 @@ def _result(run: TrainRun) -> TrainResult:
         tokens_per_second=state.num_tokens / max(state.seconds, 1e-9),
         first_loss=state.first_loss if state.first_loss is not None else 0.0,
         final_loss=state.last_loss if state.last_loss is not None else 0.0,
+        num_skipped=state.num_skipped,
+        num_spikes=state.num_spikes,
     )
