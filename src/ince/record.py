@@ -56,6 +56,7 @@ from typing import Any
 
 from ince.errors import CorruptFileError, DiskFullError
 from ince.files import read_json, write_json
+from ince.heap import most_held_bytes
 
 __all__ = ["RECORD_FORMAT", "RunRecord", "hardware", "peak_memory_bytes", "versions"]
 
@@ -121,21 +122,8 @@ def hardware() -> dict[str, object]:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has held at once: its peak resident set, in bytes.
-
-    Linux says it per program in ``/proc``. `getrusage`, asked elsewhere, would there
-    count the program that started this one as well.
-    """
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource  # not on every platform; used at run time only
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """The most memory this process has held at once: its peak resident set, in bytes."""
+    return most_held_bytes()
 
 
 class RunRecord:

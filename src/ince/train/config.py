@@ -7,7 +7,10 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["TrainConfig"]
+__all__ = ["NOT_OF_THE_RESULT", "TrainConfig"]
+
+NOT_OF_THE_RESULT = ("save_retries", "save_wait_seconds")
+"""Fields that may change while a run goes on: they decide how it fares, not what comes out."""
 
 
 class TrainConfig(BaseModel):
@@ -76,6 +79,12 @@ class TrainConfig(BaseModel):
 
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints kept; older ones are removed after a newer one is whole."""
+
+    save_retries: int = Field(default=6, ge=0, le=100)
+    """Further attempts when a checkpoint cannot be saved, as on a full disk."""
+
+    save_wait_seconds: float = Field(default=5.0, gt=0)
+    """Pause before the first of them, doubled each time: by default five minutes in all."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

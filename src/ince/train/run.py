@@ -39,6 +39,9 @@ __all__ = ["TrainRun"]
 
 _STEPS_BETWEEN_GIVING_BACK = 8
 
+# State, manifest, headers, and what blocks of a file system leave unused.
+_CHECKPOINT_REST_BYTES = 64 * 1024
+
 
 class TrainRun:
     """Model, plan, optimizer and state of one run."""
@@ -226,11 +229,19 @@ class TrainRun:
         self.state = checkpoint.state
         self.saved_step = self.state.step
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What a checkpoint takes on disk, about."""
+        moments = [m for state in self.optimizer.state.values() for m in state.values()]
+        tensors = [*self.parameters.values(), *(m for m in moments if isinstance(m, Tensor))]
+        return sum(t.numel() * t.element_size() for t in tensors) + _CHECKPOINT_REST_BYTES
+
     def save(self) -> Path:
         """Write a checkpoint whole, then remove those that are too many; returns its folder.
 
         Raises:
             DiskFullError: no space; earlier checkpoints are as they were.
+            CorruptFileError: it does not read back; the same.
         """
         folder = save_checkpoint(
             self.run_dir,
