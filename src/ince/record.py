@@ -16,7 +16,8 @@ model card are made from it. It holds plain JSON, so that a program without ince
                  "num_rows", "num_examples", "num_dropped", "dropped": {reason: count},
                  "num_tokens", "num_targets", "num_truncated"}
     training    {"steps", "epochs", "num_tokens", "num_targets", "seconds",
-                 "tokens_per_second", "first_loss", "final_loss"}
+                 "tokens_per_second", "first_loss", "final_loss",
+                 "num_skipped", "num_spikes"}
     evaluation  the content of eval.json (below) | null
     proofs      [{"name", "value" (null when it was not finite), "limit", "unit", "holds",
                  "detail"}]
@@ -33,8 +34,12 @@ model card are made from it. It holds plain JSON, so that a program without ince
     {"task", "prompt", "expected", "base", "tuned", "base_right", "tuned_right"}
 ``log.jsonl``, a line per step:
     {"step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "tokens_per_second",
-     "peak_bytes"}; evaluation lines have {"step", "eval_loss"} instead, and sample lines
+     "target_tokens_per_second", "peak_bytes"}; of a step that was passed over, "loss" and
+     "grad_norm" may be null, and "skipped" is true. Further lines, by their keys:
+    {"step", "eval_loss"}
     {"step", "samples": [{"prompt", "expected", "output"}]}
+    {"step", "event": "skipped", "what", "sources": [row, …]}
+    {"step", "event": "spike", "spike_loss", "limit", "sources": [row, …]}
 """
 
 import importlib.metadata
@@ -51,6 +56,7 @@ from typing import Any
 
 from ince.errors import CorruptFileError, DiskFullError
 from ince.files import read_json, write_json
+from ince.heap import most_held_bytes
 
 __all__ = ["RECORD_FORMAT", "RunRecord", "hardware", "peak_memory_bytes", "versions"]
 
@@ -116,21 +122,8 @@ def hardware() -> dict[str, object]:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has held at once: its peak resident set, in bytes.
-
-    Linux says it per program in ``/proc``. `getrusage`, asked elsewhere, would there
-    count the program that started this one as well.
-    """
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource  # not on every platform; used at run time only
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """The most memory this process has held at once: its peak resident set, in bytes."""
+    return most_held_bytes()
 
 
 class RunRecord:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from ince.data.config import DataConfig
 from ince.files import sha256_bytes
 from ince.recipe.yaml_text import dump_yaml
-from ince.train.config import TrainConfig
+from ince.train.config import NOT_OF_THE_RESULT, TrainConfig
 
 if TYPE_CHECKING:
     from ince.lora import LoraConfig
@@ -277,7 +277,8 @@ class Recipe(BaseModel):
         return dump_yaml(self.to_dict())
 
     def digest(self) -> str:
-        """Hex SHA-256 of what decides the result: canonical JSON without `output`.
+        """Hex SHA-256 of what decides the result: canonical JSON without `output`, and without
+        what `train` says about disks that are full.
 
         Files count by name, not by folder, so that a project may be moved to another machine
         and its run continued there. Their content is not in here: the run record has a digest
@@ -285,6 +286,8 @@ class Recipe(BaseModel):
         """
         content = self.to_dict()
         del content["output"]
+        for key in NOT_OF_THE_RESULT:
+            del content["train"][key]
         for section, key in (("data", "train"), ("data", "eval"), ("evaluate", "english")):
             if isinstance(content[section].get(key), str):
                 content[section][key] = PurePath(content[section][key]).name

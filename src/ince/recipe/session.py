@@ -308,6 +308,8 @@ class Session:
             "tokens_per_second": round(result.tokens_per_second, 2),
             "first_loss": result.first_loss,
             "final_loss": result.final_loss,
+            "num_skipped": result.num_skipped,
+            "num_spikes": result.num_spikes,
         }
         self.model.save_pretrained(self.folder / "adapter")
         adapter = dict(self.record["adapter"])

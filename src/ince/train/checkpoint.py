@@ -8,7 +8,7 @@
 
 Random numbers, data order and learning rate are functions of seed and step, so no
 generator state has to be kept. A folder whose digests do not hold is passed over for the
-one before it, with a line that says so.
+one before it, with a line that says so; what a killed writer left half-written is cleared.
 """
 
 import re
@@ -20,7 +20,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ince.errors import CorruptFileError, InceError
-from ince.files import read_json, replace_folder, sha256_file, write_json
+from ince.files import read_json, remove_leftovers, replace_folder, sha256_file, write_json
 from ince.train.state import TrainState
 
 __all__ = ["Checkpoint", "latest_checkpoint", "remove_old", "save_checkpoint"]
@@ -46,7 +46,7 @@ def save_checkpoint(
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: TrainState,
 ) -> Path:
-    """Write ``checkpoints/step-NNNNNN`` whole; returns its folder.
+    """Write ``checkpoints/step-NNNNNN`` whole, and read it back; returns its folder.
 
     Args:
         run_dir: of the run.
@@ -55,10 +55,11 @@ def save_checkpoint(
 
     Raises:
         DiskFullError: no space; earlier checkpoints are as they were.
+        CorruptFileError: what was written does not read back; earlier ones are as they were.
     """
     from safetensors.torch import save_file
 
-    folder = run_dir / "checkpoints" / f"step-{state.step:06d}"
+    folder = run_dir / "checkpoints" / _name(state.step)
     with replace_folder(folder) as temporary:
         for group, named in tensors.items():
             save_file(dict(named), temporary / f"{group}{_TENSORS}")
@@ -66,7 +67,12 @@ def save_checkpoint(
         written = sorted(path.name for path in temporary.iterdir())
         digests = {name: sha256_file(temporary / name) for name in written}
         write_json(temporary / "manifest.json", digests)
+    _verify(folder)
     return folder
+
+
+def _name(step: object) -> str:
+    return f"step-{step:06d}" if isinstance(step, int) else ""
 
 
 def _folders(run_dir: Path) -> list[Path]:
@@ -76,24 +82,41 @@ def _folders(run_dir: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True)
 
 
+def _verify(folder: Path) -> list[str]:
+    """The groups of tensors in `folder`, every file of which is what was written.
+
+    Raises:
+        CorruptFileError: one is not, or is missing, or the folder is of another step.
+    """
+    manifest = read_json(folder / "manifest.json")
+    # What the manifest leaves out would pass unseen, so what must be there is looked for.
+    for name in sorted({*manifest, "state.json", *(f"{g}{_TENSORS}" for g in _GROUPS)}):
+        path = folder / Path(name).name
+        digest = sha256_file(path) if path.is_file() else "no such file"
+        if digest != manifest.get(name):
+            raise CorruptFileError(
+                "a checkpoint file is not what was written",
+                where=path,
+                got=digest,
+                expected=manifest.get(name),
+            )
+    step = read_json(folder / "state.json").get("step")
+    if folder.name != _name(step):
+        raise CorruptFileError(
+            "a checkpoint is of another step than its folder says",
+            where=folder,
+            got=f"step {step}",
+            expected=folder.name,
+        )
+    return [name.removesuffix(_TENSORS) for name in manifest if name.endswith(_TENSORS)]
+
+
 def _read(folder: Path) -> Checkpoint:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        manifest = read_json(folder / "manifest.json")
-        # What the manifest leaves out would pass unseen, so what must be there is looked for.
-        for name in sorted({*manifest, "state.json", *(f"{g}{_TENSORS}" for g in _GROUPS)}):
-            path = folder / Path(name).name
-            digest = sha256_file(path) if path.is_file() else "no such file"
-            if digest != manifest.get(name):
-                raise CorruptFileError(
-                    "a checkpoint file is not what was written",
-                    where=path,
-                    got=digest,
-                    expected=manifest.get(name),
-                )
-        groups = [name.removesuffix(_TENSORS) for name in manifest if name.endswith(_TENSORS)]
+        groups = _verify(folder)
         content = read_json(folder / "state.json")
         return Checkpoint(
             folder,
@@ -107,6 +130,8 @@ def _read(folder: Path) -> Checkpoint:
 def latest_checkpoint(run_dir: Path, *, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that is whole, or None when there is none at all.
 
+    No other process may be writing checkpoints of this run.
+
     Args:
         run_dir: of the run.
         warn: called with a line for each checkpoint that had to be passed over.
@@ -114,6 +139,7 @@ def latest_checkpoint(run_dir: Path, *, warn: Callable[[str], None]) -> Checkpoi
     Raises:
         CorruptFileError: there are checkpoints, and none of them is whole.
     """
+    remove_leftovers(run_dir / "checkpoints")
     folders = _folders(run_dir)
     for folder in folders:
         try:
@@ -131,6 +157,9 @@ def latest_checkpoint(run_dir: Path, *, warn: Callable[[str], None]) -> Checkpoi
 
 
 def remove_old(run_dir: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
+    """Remove all but the newest `keep` checkpoints; the newest must have been verified.
+
+    `save_checkpoint` verifies what it writes, so that after it the last good one stays.
+    """
     for folder in _folders(run_dir)[keep:]:
         shutil.rmtree(folder, ignore_errors=True)

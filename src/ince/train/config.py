@@ -7,7 +7,10 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["TrainConfig"]
+__all__ = ["NOT_OF_THE_RESULT", "TrainConfig"]
+
+NOT_OF_THE_RESULT = ("save_retries", "save_wait_seconds")
+"""Fields that may change while a run goes on: they decide how it fares, not what comes out."""
 
 
 class TrainConfig(BaseModel):
@@ -58,6 +61,10 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this global norm; 0 leaves them alone."""
 
+    max_skipped_steps: int = Field(default=5, ge=1)
+    """Steps in a row whose loss or gradient is not finite before the run gives up; until then
+    they are passed over, and nothing is updated."""
+
     seed: int = Field(default=7, ge=0, lt=2**63)
     """Of initialization, order of the data and dropout."""
 
@@ -72,6 +79,12 @@ class TrainConfig(BaseModel):
 
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints kept; older ones are removed after a newer one is whole."""
+
+    save_retries: int = Field(default=6, ge=0, le=100)
+    """Further attempts when a checkpoint cannot be saved, as on a full disk."""
+
+    save_wait_seconds: float = Field(default=5.0, gt=0)
+    """Pause before the first of them, doubled each time: by default five minutes in all."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -14,10 +14,11 @@ from torch import nn
 from ince.data.example import Example
 from ince.errors import InterruptedRunError
 from ince.train.config import TrainConfig
-from ince.train.interrupt import stop_request
+from ince.train.interrupt import StopRequest, stop_request
 from ince.train.log import RunLog
 from ince.train.observer import Observer
 from ince.train.run import TrainRun
+from ince.train.saving import save_patiently
 from ince.train.steps import StepPlan
 
 __all__ = ["TrainResult", "train"]
@@ -35,6 +36,10 @@ class TrainResult:
     tokens_per_second: float
     first_loss: float
     final_loss: float
+    num_skipped: int
+    """Steps whose loss or gradient was not finite: passed over."""
+    num_spikes: int
+    """Steps whose loss was far above those before: taken, and named in the log."""
 
 
 def train(
@@ -73,8 +78,9 @@ def train(
 
     Raises:
         InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was saved first.
-        TrainingError: nothing to train, or a loss that is not finite.
+        TrainingError: nothing to train, or losses in a row that are not finite.
         CorruptFileError: checkpoints exist and none is whole, or they are of another recipe.
+        DiskFullError: no checkpoint could be saved for minutes; the last one is good.
     """
     plan = StepPlan(
         examples,
@@ -100,11 +106,13 @@ def train(
     observer.started(run.state.step, plan.num_steps)
     with (
         stop_request() as stop,
-        RunLog(run_dir / "log.jsonl", from_step=run.state.step) as log,
+        RunLog(run_dir / "log.jsonl", from_step=run.state.step, say=observer.said) as log,
     ):
         while run.state.step < end:
             report = run.step()
             log.write(**report.line())
+            if report.event is not None:
+                log.write(step=report.step, **report.event)
             observer.stepped(report)
             step = report.step
             last = step >= end
@@ -118,8 +126,7 @@ def train(
                 for one in samples:
                     observer.said(f"step {step}: {one['prompt']} → {one['output']}")
             if last or stop.asked or _due(step, config.save_every):
-                log.sync()
-                run.save()
+                _save(run, log, stop)
             if stop.asked and not last:
                 raise InterruptedRunError(
                     f"stopped after step {step} of {plan.num_steps}",
@@ -133,6 +140,24 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
+def _save(run: TrainRun, log: RunLog, stop: StopRequest) -> None:
+    def save() -> Path:
+        log.sync()
+        return run.save()
+
+    asked_before = stop.asked
+    save_patiently(
+        save,
+        folder=run.run_dir / "checkpoints",
+        num_bytes=run.checkpoint_bytes,
+        retries=run.config.save_retries,
+        wait_seconds=run.config.save_wait_seconds,
+        good="from its beginning" if run.saved_step is None else f"after step {run.saved_step}",
+        say=run.observer.said,
+        stopped=lambda: stop.asked and not asked_before,
+    )
+
+
 def _result(run: TrainRun) -> TrainResult:
     state = run.state
     return TrainResult(
@@ -144,4 +169,6 @@ def _result(run: TrainRun) -> TrainResult:
         tokens_per_second=state.num_tokens / max(state.seconds, 1e-9),
         first_loss=state.first_loss if state.first_loss is not None else 0.0,
         final_loss=state.last_loss if state.last_loss is not None else 0.0,
+        num_skipped=state.num_skipped,
+        num_spikes=state.num_spikes,
     )

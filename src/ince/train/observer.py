@@ -1,5 +1,6 @@
 """What a run tells while it happens, and to whom: a progress display, a sweep, a test."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,13 +13,16 @@ class StepReport:
 
     Attributes:
         step: how many are done, this one included.
-        loss: mean over its targets, in nats.
+        loss: mean over its targets, in nats; not finite where `skipped`.
         lr: learning rate, before the factors of groups.
         grad_norm: before clipping.
         num_tokens, num_targets: of this step.
         total_tokens, total_targets: of the run up to here.
         seconds: that it took.
         peak_bytes: the most memory the process has held so far.
+        num_skipped: steps of the run that were passed over, up to here.
+        skipped: it was passed over itself, and nothing was updated.
+        event: what is remarkable about it, for the log.
     """
 
     step: int
@@ -31,6 +35,9 @@ class StepReport:
     total_targets: int
     seconds: float
     peak_bytes: int
+    num_skipped: int = 0
+    skipped: bool = False
+    event: dict[str, object] | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -43,17 +50,18 @@ class StepReport:
         return self.num_targets / self.seconds
 
     def line(self) -> dict[str, object]:
-        """The step's line of ``log.jsonl``."""
+        """The step's line of ``log.jsonl``; JSON has no word for what is not finite."""
         return {
             "step": self.step,
-            "loss": self.loss,
+            "loss": self.loss if math.isfinite(self.loss) else None,
             "lr": self.lr,
-            "grad_norm": self.grad_norm,
+            "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else None,
             "tokens": self.total_tokens,
             "target_tokens": self.total_targets,
             "tokens_per_second": self.tokens_per_second,
             "target_tokens_per_second": self.target_tokens_per_second,
             "peak_bytes": self.peak_bytes,
+            **({"skipped": True} if self.skipped else {}),
         }
 
 

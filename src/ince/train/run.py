@@ -10,7 +10,6 @@ follows from the config, the data and the step. When to evaluate, to save and to
 loop's to say (`ince.train.loop`).
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from ince.optim import (
 from ince.record import peak_memory_bytes
 from ince.train.checkpoint import Checkpoint, latest_checkpoint, remove_old, save_checkpoint
 from ince.train.config import TrainConfig
+from ince.train.loss_guard import is_usable, note_loss, note_skipped
 from ince.train.observer import Observer, StepReport
 from ince.train.state import TrainState
 from ince.train.step import StepGradient, accumulate
@@ -38,6 +38,9 @@ from ince.train.steps import StepPlan
 __all__ = ["TrainRun"]
 
 _STEPS_BETWEEN_GIVING_BACK = 8
+
+# State, manifest, headers, and what blocks of a file system leave unused.
+_CHECKPOINT_REST_BYTES = 64 * 1024
 
 
 class TrainRun:
@@ -130,25 +133,26 @@ class TrainRun:
             self.model.eval()
 
     def step(self) -> StepReport:
-        """One optimizer step.
+        """One optimizer step, passed over when its loss or gradient is not finite.
 
         Raises:
-            TrainingError: the loss or the gradient is not finite; no parameter was changed.
+            TrainingError: too many were passed over in a row; no parameter was changed.
         """
         state = self.state
         lr = self._lr_at(state.step)
         started = time.monotonic()
         gradient = self.backward()
-        self._update(gradient, lr)
+        usable = is_usable(gradient)
+        if usable:
+            set_learning_rate(self.optimizer, lr)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         seconds = time.monotonic() - started
         if state.step % _STEPS_BETWEEN_GIVING_BACK == 0:
             give_back()
-        state.step += 1
-        state.num_tokens += gradient.num_tokens
-        state.num_targets += gradient.num_targets
         state.seconds += seconds
-        state.first_loss = gradient.loss if state.first_loss is None else state.first_loss
-        state.last_loss = gradient.loss
+        event = self._count(gradient) if usable else self._count_skipped(gradient)
+        state.step += 1
         return StepReport(
             step=state.step,
             loss=gradient.loss,
@@ -160,6 +164,9 @@ class TrainRun:
             total_targets=state.num_targets,
             seconds=seconds,
             peak_bytes=peak_memory_bytes(),
+            num_skipped=state.num_skipped,
+            skipped=not usable,
+            event=event,
         )
 
     def _scheduled(self, step: int) -> float:
@@ -171,18 +178,28 @@ class TrainRun:
             warmup_ratio=self.config.warmup_ratio,
         )
 
-    def _update(self, gradient: StepGradient, lr: float) -> None:
-        if not (math.isfinite(gradient.loss) and math.isfinite(gradient.grad_norm)):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise TrainingError(
-                f"loss or gradient is not finite at step {self.state.step + 1}",
-                where=", ".join(gradient.sources[:5]),
-                got=f"loss {gradient.loss}, gradient norm {gradient.grad_norm}",
-                do="lower train.lr, or look at the rows named; the last checkpoint is good",
+    def _count(self, gradient: StepGradient) -> dict[str, object] | None:
+        state = self.state
+        state.num_tokens += gradient.num_tokens
+        state.num_targets += gradient.num_targets
+        state.first_loss = gradient.loss if state.first_loss is None else state.first_loss
+        state.last_loss = gradient.loss
+        event = note_loss(state, gradient)
+        if event is not None and state.num_spikes == 1:
+            self.observer.said(
+                f"step {state.step + 1}: the loss jumped to {gradient.loss:.3f}, above "
+                f"{event['limit']:.3f}; log.jsonl names the rows, of later jumps too"
             )
-        set_learning_rate(self.optimizer, lr)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        return event
+
+    def _count_skipped(self, gradient: StepGradient) -> dict[str, object]:
+        event = note_skipped(self.state, gradient, max_in_a_row=self.config.max_skipped_steps)
+        if self.state.num_skipped == 1:
+            self.observer.said(
+                f"step {self.state.step + 1}: {event['what']}; it is passed over, and "
+                "log.jsonl names the rows, of later ones too"
+            )
+        return event
 
     # ------------------------------------------------------------------------------ checkpoints
 
@@ -212,11 +229,19 @@ class TrainRun:
         self.state = checkpoint.state
         self.saved_step = self.state.step
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What a checkpoint takes on disk, about."""
+        moments = [m for state in self.optimizer.state.values() for m in state.values()]
+        tensors = [*self.parameters.values(), *(m for m in moments if isinstance(m, Tensor))]
+        return sum(t.numel() * t.element_size() for t in tensors) + _CHECKPOINT_REST_BYTES
+
     def save(self) -> Path:
         """Write a checkpoint whole, then remove those that are too many; returns its folder.
 
         Raises:
             DiskFullError: no space; earlier checkpoints are as they were.
+            CorruptFileError: it does not read back; the same.
         """
         folder = save_checkpoint(
             self.run_dir,

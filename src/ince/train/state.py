@@ -4,7 +4,7 @@ A checkpoint holds this beside its tensors, and nothing else: whatever decides h
 on is a field here, a tensor there, or a function of the config, the data and the step.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["TrainState"]
 
@@ -24,6 +24,16 @@ class TrainState:
 
     first_loss: float | None = None
     last_loss: float | None = None
+
+    num_skipped: int = 0
+    """Steps that were passed over, their loss or gradient not being finite."""
+
+    skipped_in_a_row: list[list[str]] = field(default_factory=list[list[str]])
+    """Rows of the steps passed over since the last that was not."""
+
+    num_spikes: int = 0
+    recent_losses: list[float] = field(default_factory=list[float])
+    """Of the latest steps, the newest last: what a spike is measured against."""
 
     micro_batch_tokens: int | None = None
     """Tokens in one forward, at most; None: all of the step's. What memory made of the config."""

@@ -5,6 +5,7 @@ all of them at once. The first half changes gradients alone: it may be done agai
 way, as long as the second was not.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ class StepGradient:
         grad_norm: before clipping.
         num_tokens, num_targets: of its rows.
         sources: where its examples come from.
+        suspects: those of them in forwards whose loss was not finite; all when there was none.
     """
 
     loss: float
@@ -33,6 +35,7 @@ class StepGradient:
     num_tokens: int
     num_targets: int
     sources: tuple[str, ...]
+    suspects: tuple[str, ...]
 
 
 def micro_batches(rows: Sequence[Row], micro_batch_tokens: int | None) -> list[list[Row]]:
@@ -93,17 +96,23 @@ def accumulate(
     ]
     num_targets = sum(batch.num_targets for batch in batches)
     total = 0.0
+    suspects: list[str] = []
     for batch in batches:
         loss = target_loss(model, batch.to(device))
         (loss / num_targets).backward()
-        total += loss.item()
+        value = loss.item()
+        total += value
+        if not math.isfinite(value):
+            suspects += batch.sources
     # A limit of 0 means no clipping; the norm is wanted all the same.
     limit = max_grad_norm if max_grad_norm > 0 else float("inf")
     grad_norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), limit).item()
+    sources = tuple(source for batch in batches for source in batch.sources)
     return StepGradient(
         loss=total / num_targets,
         grad_norm=grad_norm,
         num_tokens=sum(batch.num_tokens for batch in batches),
         num_targets=num_targets,
-        sources=tuple(source for batch in batches for source in batch.sources),
+        sources=sources,
+        suspects=tuple(suspects) or sources,
     )

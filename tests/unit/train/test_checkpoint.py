@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -46,8 +47,25 @@ def test_there_may_be_none(tmp_path):
         lambda f: (f / "manifest.json").write_text('{"adapter'),
         lambda f: (f / "manifest.json").unlink(),
         lambda f: _flip(f / "adapter.safetensors"),
+        lambda f: _flip(f / "state.json"),
+        lambda f: (f / "adapter.safetensors").rename(f / "optimizer.safetensors"),
+        lambda f: _of_another_step(f),  # noqa: PLW0108  defined below
+        lambda f: _cut(f / "optimizer.safetensors"),
+        lambda f: (f / "manifest.json").write_text("{}"),
     ],
-    ids=["short", "missing", "altered", "torn manifest", "no manifest", "flipped bit"],
+    ids=[
+        "short",
+        "missing",
+        "altered",
+        "torn manifest",
+        "no manifest",
+        "flipped bit",
+        "flipped bit in the state",
+        "swapped",
+        "of another step",
+        "truncated",
+        "empty manifest",
+    ],
 )
 def test_a_damaged_one_is_passed_over_with_a_line(tmp_path, damage):
     save(tmp_path, 1)
@@ -62,6 +80,39 @@ def _flip(path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _of_another_step(folder):
+    """Whole in itself, but not what its name says."""
+    shutil.rmtree(folder)
+    shutil.copytree(folder.parent / "step-000001", folder)
+
+
+def test_what_a_killed_writer_left_is_cleared(tmp_path):
+    folder = save(tmp_path, 1)
+    torn = folder.parent / ".step-000002.0123456789ab.tmp"
+    shutil.copytree(folder, torn)
+    (torn / "manifest.json").unlink()
+    found, said = read(tmp_path)
+    assert (found.state.step, said) == (1, [])
+    assert not torn.exists()
+
+
+def test_what_does_not_read_back_is_not_taken_for_saved(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    monkeypatch.setattr("safetensors.torch.save_file", lambda _t, path: path.write_bytes(b"ab"))
+    digests = iter("abcdef")
+    monkeypatch.setattr("ince.train.checkpoint.sha256_file", lambda _p: next(digests))
+    with pytest.raises(CorruptFileError, match="not what was written"):
+        save(tmp_path, 2)
+    monkeypatch.undo()
+    found, said = read(tmp_path)
+    assert found.state.step == 1
+    assert "step-000002" in said[0]
 
 
 def test_when_none_is_whole_it_says_what_to_do(tmp_path):
