@@ -54,8 +54,8 @@ def test_rows_are_normalized(
     expected, expected_rstd = reference.rms_norm(*args)
     assert (y.dtype, rstd.dtype) == (expected.dtype, torch.float32)
     exact_rstd = (x.double().square().mean(-1) + EPS).rsqrt()
-    assert_within(rstd, exact_rstd, units=2)
-    assert_within(rstd, expected_rstd, units=4)
+    assert_within(rstd, exact_rstd, units=3)
+    assert_within(rstd, expected_rstd, units=6)
     if rounds_before_weight(offset, weight_in_float32):
         # A normalized number may be rounded to either neighbor, which the weight multiplies.
         units = 2 if y.dtype == dtype else 2.0**16

@@ -11,10 +11,12 @@ from ince.ops import cpu, reference, triton
 from ince.ops.absmax import dequantize_absmax, quantize_absmax
 from ince.ops.codes import BLOCKSIZES, CODES, NF4_CODE, QUANT_TYPES, code_of, dynamic_map
 from ince.ops.four_bit import dequantize_4bit, quantize_4bit
+from ince.ops.gated import ACTIVATIONS, gated_activation, gated_activation_backward_
 from ince.ops.linear import gemv_4bit, linear_4bit
 from ince.ops.norm import rms_norm, rms_norm_add_input_grad_, rms_norm_input_grad
 
 __all__ = [
+    "ACTIVATIONS",
     "BLOCKSIZES",
     "CODES",
     "NF4_CODE",
@@ -24,6 +26,8 @@ __all__ = [
     "dequantize_4bit",
     "dequantize_absmax",
     "dynamic_map",
+    "gated_activation",
+    "gated_activation_backward_",
     "gemv_4bit",
     "linear_4bit",
     "quantize_4bit",

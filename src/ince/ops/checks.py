@@ -8,17 +8,21 @@ from torch import Tensor
 from ince.errors import InputError
 from ince.ops.packed import FLOAT_DTYPES
 
-__all__ = ["check_float", "check_same_device", "check_shape"]
+__all__ = ["check_float_rows", "check_same_device", "check_shape"]
 
 
-def check_float(name: str, tensor: Tensor) -> None:
-    """Raise `InputError` unless `tensor` holds floats that the kernels know."""
+def check_float_rows(name: str, tensor: Tensor) -> None:
+    """Raise `InputError` unless `tensor` holds rows of floats that the kernels know."""
     if tensor.dtype not in FLOAT_DTYPES:
         raise InputError(
             "the kernels do not know this type",
             where=name,
             got=str(tensor.dtype),
             expected="float32, bfloat16 or float16",
+        )
+    if tensor.ndim == 0:
+        raise InputError(
+            "a single number has no row", where=name, got="shape ()", expected="(..., N)"
         )
 
 

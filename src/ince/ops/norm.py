@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ince.errors import InputError
-from ince.ops.checks import check_float, check_same_device, check_shape
+from ince.ops.checks import check_float_rows, check_same_device, check_shape
 from ince.ops.operator import NO_SECOND_GRADIENT, Autograd, Operator
 
 __all__ = [
@@ -116,9 +116,7 @@ def type_of_result(
 
 
 def _check_input(x: Tensor, weight: Tensor) -> None:
-    check_float("x", x)
-    if x.ndim == 0:
-        raise InputError("a single number has no row", where="x", expected="(..., N)")
+    check_float_rows("x", x)
     check_shape("weight", weight, (x.shape[-1],), "a number for each column of x")
     if weight.dtype not in (x.dtype, torch.float32):
         raise InputError(

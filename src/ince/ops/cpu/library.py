@@ -48,6 +48,8 @@ class Library:
     multiply: Callable[..., int]
     norm: Callable[..., object]
     norm_grad: Callable[..., object]
+    gated: Callable[..., object]
+    gated_grad: Callable[..., object]
 
 
 @dataclass
@@ -179,6 +181,8 @@ def _load(path: Path) -> Library:
     rows, size = (_ADDRESS, _COUNT, _NUMBER), (_COUNT, _COUNT)
     norm = (*rows, _ADDRESS, _NUMBER, _FLOAT, *size, _ADDRESS, _NUMBER, _ADDRESS, _NUMBER)
     norm_grad = (*rows * 2, _ADDRESS, _ADDRESS, *size, *(_ADDRESS, _COUNT) * 2, _NUMBER)
+    gated = (*(_ADDRESS, _COUNT) * 2, _NUMBER, _NUMBER, *size, _ADDRESS, _NUMBER)
+    gated_grad = (*(_ADDRESS, _COUNT) * 3, _NUMBER, _NUMBER, *size, _NUMBER)
     return Library(
         instruction_sets=tuple(names.value.decode().split()),
         runs_in_threads=team is not None,
@@ -188,6 +192,8 @@ def _load(path: Path) -> Library:
         multiply=function("ince_multiply", *multiply, result=_NUMBER),
         norm=function("ince_norm", *norm),
         norm_grad=function("ince_norm_grad", *norm_grad),
+        gated=function("ince_gated", *gated),
+        gated_grad=function("ince_gated_grad", *gated_grad),
     )
 
 

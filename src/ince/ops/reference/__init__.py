@@ -2,12 +2,15 @@
 
 from ince.ops.reference.absmax import dequantize_absmax, quantize_absmax
 from ince.ops.reference.four_bit import dequantize_4bit, quantize_4bit, refuse_non_finite
+from ince.ops.reference.gated import gated_activation, gated_activation_backward_
 from ince.ops.reference.linear import gemv_4bit, linear_4bit, linear_4bit_input_grad
 from ince.ops.reference.norm import rms_norm, rms_norm_add_input_grad_, rms_norm_input_grad
 
 __all__ = [
     "dequantize_4bit",
     "dequantize_absmax",
+    "gated_activation",
+    "gated_activation_backward_",
     "gemv_4bit",
     "linear_4bit",
     "linear_4bit_input_grad",

@@ -10,65 +10,96 @@
 namespace ince {
 namespace {
 
-inline int piece_of(int64_t num_cols, int64_t start) {
-  return num_cols - start < kPiece ? int(num_cols - start) : kPiece;
-}
-
-void norm(const NormArgs& args, int64_t first, int64_t last) {
-  Piece piece, scaled;
+template <DType x_type, DType y_type>
+void norm_rows(const NormArgs& args, int64_t first, int64_t last) {
+  const int64_t num_cols = args.num_cols;
+  const float* weight = args.weight;
   for (int64_t row = first; row < last; ++row) {
-    const int64_t begin = row * args.x_stride;
-    double squares = 0;
-    for (int64_t start = 0; start < args.num_cols; start += kPiece) {
-      const int n = piece_of(args.num_cols, start);
-      const float* x = load(args.x, args.x_dtype, begin + start, n, piece);
-      squares += sum_of_products(x, x, n);
-    }
-    const float rstd = 1.0f / std::sqrt(float(squares / double(args.num_cols)) + args.eps);
+    const auto* x = static_cast<const typename Format<x_type>::Stored*>(args.x);
+    auto* y = static_cast<typename Format<y_type>::Stored*>(args.y) + row * num_cols;
+    x += row * args.x_stride;
+    const double squares = sum_of(num_cols, [&](int64_t i, int count) {
+      const Vector values = load<x_type>(x + i, count);
+      return values * values;
+    });
+    const float rstd = 1.0f / std::sqrt(float(squares / double(num_cols)) + args.eps);
     args.rstd[row] = rstd;
-    for (int64_t start = 0; start < args.num_cols; start += kPiece) {
-      const int n = piece_of(args.num_cols, start);
-      const float* x = load(args.x, args.x_dtype, begin + start, n, piece);
-      const float* weight = args.weight + start;
-      float* y = scaled.values;
-      for (int i = 0; i < n; ++i) y[i] = x[i] * rstd;
-      if (args.rounds_before_weight) round_to(y, args.x_dtype, n);
-      for (int i = 0; i < n; ++i) y[i] *= weight[i];
-      store(y, args.y, args.y_dtype, row * args.num_cols + start, n);
+    const auto write = [&](auto round) {
+      for_each(num_cols, [&](int64_t i, int count) {
+        const Vector normalized = round(load<x_type>(x + i, count) * rstd);
+        store<y_type>(normalized * load<kFloat32>(weight + i, count), y + i, count);
+      });
+    };
+    if (args.rounds_before_weight) {
+      write([](Vector values) { return rounded_to<x_type>(values); });
+    } else {
+      write([](Vector values) { return values; });
     }
   }
 }
 
 // With g = dy * weight and n = x * rstd: dx = (g - n * mean(g * n)) * rstd.
-void norm_grad(const NormGradArgs& args, int64_t first, int64_t last) {
-  Piece dy_piece, x_piece, residual_piece, result;
+template <DType dy_type, DType x_type>
+void norm_grad_rows(const NormGradArgs& args, int64_t first, int64_t last) {
+  using X = typename Format<x_type>::Stored;
+  const int64_t num_cols = args.num_cols;
+  const float* weight = args.weight;
   for (int64_t row = first; row < last; ++row) {
+    const auto* dy = static_cast<const typename Format<dy_type>::Stored*>(args.dy);
+    dy += row * args.dy_stride;
+    const X* x = static_cast<const X*>(args.x) + row * args.x_stride;
+    const X* residual = static_cast<const X*>(args.residual);
+    X* dx = static_cast<X*>(args.dx) + row * args.dx_stride;
     const float rstd = args.rstd[row];
-    double products = 0;
-    for (int64_t start = 0; start < args.num_cols; start += kPiece) {
-      const int n = piece_of(args.num_cols, start);
-      const float* dy = load(args.dy, args.dy_dtype, row * args.dy_stride + start, n, dy_piece);
-      const float* x = load(args.x, args.x_dtype, row * args.x_stride + start, n, x_piece);
-      const float* weight = args.weight + start;
-      for (int i = 0; i < n; ++i) result.values[i] = dy[i] * weight[i];
-      products += sum_of_products(result.values, x, n);
-    }
+    const auto g = [&](int64_t i, int count) {
+      return load<dy_type>(dy + i, count) * load<kFloat32>(weight + i, count);
+    };
+    const double products = sum_of(num_cols, [&](int64_t i, int count) {
+      return g(i, count) * load<x_type>(x + i, count);
+    });
     // The mean of g * n, times the rstd that makes n of x.
-    const float slope = float(products / double(args.num_cols)) * rstd * rstd;
-    for (int64_t start = 0; start < args.num_cols; start += kPiece) {
-      const int n = piece_of(args.num_cols, start);
-      const float* dy = load(args.dy, args.dy_dtype, row * args.dy_stride + start, n, dy_piece);
-      const float* x = load(args.x, args.x_dtype, row * args.x_stride + start, n, x_piece);
-      const float* weight = args.weight + start;
-      float* dx = result.values;
-      for (int i = 0; i < n; ++i) dx[i] = (dy[i] * weight[i] - x[i] * slope) * rstd;
-      if (args.residual) {
-        const float* residual = load(args.residual, args.x_dtype,
-                                     row * args.residual_stride + start, n, residual_piece);
-        for (int i = 0; i < n; ++i) dx[i] += residual[i];
-      }
-      store(dx, args.dx, args.x_dtype, row * args.dx_stride + start, n);
+    const float slope = float(products / double(num_cols)) * rstd * rstd;
+    const auto grad = [&](int64_t i, int count) {
+      return (g(i, count) - load<x_type>(x + i, count) * slope) * rstd;
+    };
+    if (residual) {
+      residual += row * args.residual_stride;
+      for_each(num_cols, [&](int64_t i, int count) {
+        store<x_type>(grad(i, count) + load<x_type>(residual + i, count), dx + i, count);
+      });
+    } else {
+      for_each(num_cols, [&](int64_t i, int count) {
+        store<x_type>(grad(i, count), dx + i, count);
+      });
     }
+  }
+}
+
+void norm(const NormArgs& args, int64_t first, int64_t last) {
+  const bool is_wide = args.y_dtype == kFloat32;
+  switch (args.x_dtype) {
+    case kFloat32:
+      return norm_rows<kFloat32, kFloat32>(args, first, last);
+    case kBFloat16:
+      return is_wide ? norm_rows<kBFloat16, kFloat32>(args, first, last)
+                     : norm_rows<kBFloat16, kBFloat16>(args, first, last);
+    default:
+      return is_wide ? norm_rows<kFloat16, kFloat32>(args, first, last)
+                     : norm_rows<kFloat16, kFloat16>(args, first, last);
+  }
+}
+
+void norm_grad(const NormGradArgs& args, int64_t first, int64_t last) {
+  const bool is_wide = args.dy_dtype == kFloat32;
+  switch (args.x_dtype) {
+    case kFloat32:
+      return norm_grad_rows<kFloat32, kFloat32>(args, first, last);
+    case kBFloat16:
+      return is_wide ? norm_grad_rows<kFloat32, kBFloat16>(args, first, last)
+                     : norm_grad_rows<kBFloat16, kBFloat16>(args, first, last);
+    default:
+      return is_wide ? norm_grad_rows<kFloat32, kFloat16>(args, first, last)
+                     : norm_grad_rows<kFloat16, kFloat16>(args, first, last);
   }
 }
 

@@ -15,6 +15,25 @@ constexpr int64_t kWorth = 1 << 14;
 // Rows of one such piece of work.
 int64_t rows_of(int64_t num_cols) { return num_cols < kWorth ? kWorth / (num_cols + 1) : 1; }
 
+void* moved(const void* data, DType dtype, int64_t count) {
+  return const_cast<char*>(static_cast<const char*>(data)) + count * (dtype == kFloat32 ? 4 : 2);
+}
+
+// kernel(args, first, last) for all rows. Where all tensors lie without gaps they are one row,
+// and part(first, count) makes the arguments of a part of it.
+template <typename Args, typename Part>
+void for_rows(const Args& args, int64_t num_rows, bool has_gaps, int threads,
+              void (*kernel)(const Args&, int64_t, int64_t), const Part& part) {
+  if (has_gaps) {
+    parallel_for(num_rows, rows_of(args.num_cols), threads,
+                 [&](int64_t first, int64_t last) { kernel(args, first, last); });
+    return;
+  }
+  parallel_for(num_rows * args.num_cols, kWorth, threads, [&](int64_t first, int64_t last) {
+    kernel(part(first, last - first), 0, 1);
+  });
+}
+
 }  // namespace
 }  // namespace ince
 
@@ -44,4 +63,39 @@ INCE_API void ince_norm_grad(const void* dy, int64_t dy_stride, int32_t dy_dtype
   parallel_for(num_rows, rows_of(num_cols), threads, [&](int64_t first, int64_t last) {
     kernels->training->norm_grad(args, first, last);
   });
+}
+
+INCE_API void ince_gated(const void* gate, int64_t gate_stride, const void* up, int64_t up_stride,
+                         int32_t dtype, int32_t kind, int64_t num_rows, int64_t num_cols, void* h,
+                         int32_t threads) {
+  const GatedArgs args{gate,     gate_stride, up, up_stride, DType(dtype), ActivationKind(kind),
+                       num_cols, h};
+  const bool has_gaps = gate_stride != num_cols || up_stride != num_cols;
+  for_rows(args, num_rows, has_gaps, threads, kernels->training->gated,
+           [&](int64_t first, int64_t count) {
+             GatedArgs part = args;
+             part.gate = moved(gate, part.dtype, first);
+             part.up = moved(up, part.dtype, first);
+             part.h = moved(h, part.dtype, first);
+             part.num_cols = count;
+             return part;
+           });
+}
+
+INCE_API void ince_gated_grad(void* dh, int64_t dh_stride, void* gate, int64_t gate_stride,
+                              void* up, int64_t up_stride, int32_t dtype, int32_t kind,
+                              int64_t num_rows, int64_t num_cols, int32_t threads) {
+  const GatedGradArgs args{dh,        dh_stride,    gate,             gate_stride, up,
+                           up_stride, DType(dtype), ActivationKind(kind), num_cols};
+  const bool has_gaps =
+      dh_stride != num_cols || gate_stride != num_cols || up_stride != num_cols;
+  for_rows(args, num_rows, has_gaps, threads, kernels->training->gated_grad,
+           [&](int64_t first, int64_t count) {
+             GatedGradArgs part = args;
+             part.dh = moved(dh, part.dtype, first);
+             part.gate = moved(gate, part.dtype, first);
+             part.up = moved(up, part.dtype, first);
+             part.num_cols = count;
+             return part;
+           });
 }

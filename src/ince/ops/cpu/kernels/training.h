@@ -39,9 +39,39 @@ struct NormGradArgs {
   int64_t dx_stride;
 };
 
+// Numbered as in ince.ops.cpu.gated.
+enum ActivationKind : int32_t { kSilu = 0, kGeluTanh = 1, kGelu = 2 };
+
+// h = act(gate) * up
+struct GatedArgs {
+  const void* gate;
+  int64_t gate_stride;
+  const void* up;
+  int64_t up_stride;
+  DType dtype;
+  ActivationKind kind;
+  int64_t num_cols;
+  void* h;  // without gaps
+};
+
+// In place: dh becomes h, gate and up become their gradients.
+struct GatedGradArgs {
+  void* dh;
+  int64_t dh_stride;
+  void* gate;
+  int64_t gate_stride;
+  void* up;
+  int64_t up_stride;
+  DType dtype;
+  ActivationKind kind;
+  int64_t num_cols;
+};
+
 struct Training {
   void (*norm)(const NormArgs& args, int64_t first, int64_t last);
   void (*norm_grad)(const NormGradArgs& args, int64_t first, int64_t last);
+  void (*gated)(const GatedArgs& args, int64_t first, int64_t last);
+  void (*gated_grad)(const GatedGradArgs& args, int64_t first, int64_t last);
 };
 
 }  // namespace ince

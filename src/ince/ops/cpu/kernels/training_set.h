@@ -2,12 +2,13 @@
 
 #pragma once
 
+#include "gated.h"
 #include "norm.h"
 
 namespace ince {
 namespace {
 
-const Training kTraining = {norm, norm_grad};
+const Training kTraining = {norm, norm_grad, gated, gated_grad};
 
 }  // namespace
 }  // namespace ince
