@@ -17,7 +17,8 @@ model card are made from it. It holds plain JSON, so that a program without ince
                  "num_tokens", "num_targets", "num_truncated"}
     training    {"steps", "epochs", "num_tokens", "num_targets", "seconds",
                  "tokens_per_second", "first_loss", "final_loss",
-                 "num_skipped", "num_spikes"}
+                 "num_skipped", "num_spikes", "adapter_step" (whose adapter the result is),
+                 "best_step", "best_loss" (null without evaluations), "stopped_early"}
     evaluation  the content of eval.json (below) | null
     proofs      [{"name", "value" (null when it was not finite), "limit", "unit", "holds",
                  "detail"}]

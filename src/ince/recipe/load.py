@@ -174,6 +174,13 @@ def _misfits(recipe: Recipe) -> list[Problem]:
         for problem in error.problems:
             key = ".".join(["lora", names.get(problem.key, problem.key)]).rstrip(".")
             problems.append(Problem(key, problem.what, problem.suggestion))
+    if recipe.data.eval is None:
+        given = {"early_stopping": recipe.train.early_stopping, "keep_best": recipe.train.keep_best}
+        problems += [
+            Problem(f"train.{key}", "needs rows to measure on, data.eval")
+            for key, value in given.items()
+            if value
+        ]
     return problems
 
 

@@ -310,6 +310,10 @@ class Session:
             "final_loss": result.final_loss,
             "num_skipped": result.num_skipped,
             "num_spikes": result.num_spikes,
+            "adapter_step": result.adapter_step,
+            "best_step": result.best_step,
+            "best_loss": result.best_loss,
+            "stopped_early": result.stopped_early,
         }
         self.model.save_pretrained(self.folder / "adapter")
         adapter = dict(self.record["adapter"])

@@ -23,7 +23,7 @@ from ince.errors import CorruptFileError, InceError
 from ince.files import read_json, remove_leftovers, replace_folder, sha256_file, write_json
 from ince.train.state import TrainState
 
-__all__ = ["Checkpoint", "latest_checkpoint", "remove_old", "save_checkpoint"]
+__all__ = ["Checkpoint", "latest_checkpoint", "read_checkpoint", "remove_old", "save_checkpoint"]
 
 _FOLDER = re.compile(r"step-(\d{6,})")
 _TENSORS = ".safetensors"
@@ -59,7 +59,7 @@ def save_checkpoint(
     """
     from safetensors.torch import save_file
 
-    folder = run_dir / "checkpoints" / _name(state.step)
+    folder = _folder_of(run_dir, state.step)
     with replace_folder(folder) as temporary:
         for group, named in tensors.items():
             save_file(dict(named), temporary / f"{group}{_TENSORS}")
@@ -73,6 +73,10 @@ def save_checkpoint(
 
 def _name(step: object) -> str:
     return f"step-{step:06d}" if isinstance(step, int) else ""
+
+
+def _folder_of(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / _name(step)
 
 
 def _folders(run_dir: Path) -> list[Path]:
@@ -156,10 +160,35 @@ def latest_checkpoint(run_dir: Path, *, warn: Callable[[str], None]) -> Checkpoi
     return None
 
 
-def remove_old(run_dir: Path, *, keep: int) -> None:
+def read_checkpoint(run_dir: Path, step: int) -> Checkpoint:
+    """The checkpoint after `step` steps.
+
+    Raises:
+        CorruptFileError: it is not whole, or not there.
+    """
+    return _read(_folder_of(run_dir, step))
+
+
+def remove_old(run_dir: Path, *, keep: int, keep_best: bool) -> None:
     """Remove all but the newest `keep` checkpoints; the newest must have been verified.
 
     `save_checkpoint` verifies what it writes, so that after it the last good one stays.
+
+    With `keep_best`, those that one of them names as the best stay too: a run may have to go
+    on from any of them.
     """
-    for folder in _folders(run_dir)[keep:]:
-        shutil.rmtree(folder, ignore_errors=True)
+    folders = _folders(run_dir)
+    kept = set(folders[:keep])
+    if keep_best:
+        kept |= {_folder_of(run_dir, step) for step in map(_best_step, kept) if step is not None}
+    for folder in folders:
+        if folder not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _best_step(folder: Path) -> int | None:
+    try:
+        step = read_json(folder / "state.json").get("best_step")
+    except InceError:
+        return None
+    return step if isinstance(step, int) else None

@@ -7,18 +7,32 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["NOT_OF_THE_RESULT", "TrainConfig"]
+__all__ = ["NOT_OF_THE_RESULT", "EarlyStopping", "TrainConfig"]
 
 NOT_OF_THE_RESULT = ("save_retries", "save_wait_seconds")
 """Fields that may change while a run goes on: they decide how it fares, not what comes out."""
+
+_SECTION = ConfigDict(
+    extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+)
+
+
+class EarlyStopping(BaseModel):
+    """When a run ends before its budget is used: the held-out loss does not fall any more."""
+
+    model_config = _SECTION
+
+    patience: int = Field(ge=1)
+    """Evaluations in a row without a gain after which the run ends."""
+
+    min_delta: float = Field(default=0.0, ge=0)
+    """By how much the loss must have fallen since the last gain to be one, in nats."""
 
 
 class TrainConfig(BaseModel):
     """The training section of a recipe. Counts of tokens are after packing, padding left out."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = _SECTION
 
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the training data; a fraction stops inside a pass."""
@@ -71,6 +85,13 @@ class TrainConfig(BaseModel):
     eval_every: int | None = Field(default=None, ge=1)
     """Steps between evaluations of the held-out loss. None: at the end only."""
 
+    early_stopping: EarlyStopping | None = None
+    """End when the held-out loss does not fall any more. Needs `eval_every`. None: train on."""
+
+    keep_best: bool | None = None
+    """Whether the result is the adapter of the lowest held-out loss instead of the last one; its
+    checkpoint is then kept. Needs `eval_every`. None: yes where there is an `eval_every`."""
+
     save_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints. None: at the end, and when the run is stopped."""
 
@@ -95,4 +116,13 @@ class TrainConfig(BaseModel):
                 f"micro_batch_tokens is {self.micro_batch_tokens}, "
                 f"more than batch_tokens, {self.batch_tokens}"
             )
+        if self.eval_every is None and self.early_stopping is not None:
+            raise ValueError("early_stopping needs eval_every, the steps between evaluations")
+        if self.eval_every is None and self.keep_best:
+            raise ValueError("keep_best needs eval_every, the steps between evaluations")
         return self
+
+    @property
+    def keeps_best(self) -> bool:
+        """`keep_best`, decided."""
+        return self.eval_every is not None if self.keep_best is None else self.keep_best

@@ -5,6 +5,7 @@ folder. It does not know where any of them came from, nor what happens afterward
 consists of, and what a step does, is in `ince.train.run`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from ince.data.example import Example
-from ince.errors import InterruptedRunError
+from ince.errors import InterruptedRunError, TrainingError
 from ince.train.config import TrainConfig
 from ince.train.interrupt import StopRequest, stop_request
 from ince.train.log import RunLog
@@ -40,6 +41,12 @@ class TrainResult:
     """Steps whose loss or gradient was not finite: passed over."""
     num_spikes: int
     """Steps whose loss was far above those before: taken, and named in the log."""
+    adapter_step: int
+    """The step whose adapter the model has: the last one, or the best."""
+    best_step: int | None
+    best_loss: float | None
+    """Of the evaluations, in nats; None where there was none."""
+    stopped_early: bool
 
 
 def train(
@@ -59,6 +66,8 @@ def train(
     lr_at: Callable[[int], float] | None = None,
 ) -> TrainResult:
     """Train until the config's budget is used, resuming from the newest whole checkpoint.
+
+    Afterwards the model has the last adapter, or the best one where the config keeps it.
 
     Args:
         model: with trainable parameters; the others are left alone.
@@ -102,30 +111,40 @@ def train(
         lr_at=lr_at,
     )
     end = plan.num_steps if stop_after is None else min(stop_after, plan.num_steps)
+    if config.early_stopping is not None and evaluate is None:
+        raise TrainingError(
+            "early stopping has no held-out loss to look at",
+            expected="rows to measure it on",
+            do="name them in data.eval, or leave train.early_stopping out",
+        )
     run.resume()
     observer.started(run.state.step, plan.num_steps)
     with (
         stop_request() as stop,
         RunLog(run_dir / "log.jsonl", from_step=run.state.step, say=observer.said) as log,
     ):
-        while run.state.step < end:
+        while run.state.step < end and not run.is_done:
             report = run.step()
             log.write(**report.line())
             if report.event is not None:
                 log.write(step=report.step, **report.event)
             observer.stepped(report)
             step = report.step
-            last = step >= end
+            last, best = step >= end, False
             if evaluate is not None and (last or _due(step, config.eval_every)):
                 loss = evaluate()
-                log.write(step=step, eval_loss=loss)
+                log.write(step=step, eval_loss=loss if math.isfinite(loss) else None)
                 observer.evaluated(step, loss)
+                # Where a sweep looks in (`stop_after`), the run itself would not have looked.
+                if _due(step, config.eval_every) or step == plan.num_steps:
+                    best = run.judge(loss)
+                    last = last or run.is_done
             if sample is not None and not last and _due(step, config.sample_every):
                 samples = sample()
                 log.write(step=step, samples=samples)
                 for one in samples:
                     observer.said(f"step {step}: {one['prompt']} → {one['output']}")
-            if last or stop.asked or _due(step, config.save_every):
+            if last or best or stop.asked or _due(step, config.save_every):
                 _save(run, log, stop)
             if stop.asked and not last:
                 raise InterruptedRunError(
@@ -133,7 +152,7 @@ def train(
                     where=run_dir / "checkpoints" / f"step-{run.saved_step:06d}",
                     do="run the same command again to go on",
                 )
-    return _result(run)
+    return _result(run, run.take_result() if run.is_done else run.state.step)
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -158,7 +177,7 @@ def _save(run: TrainRun, log: RunLog, stop: StopRequest) -> None:
     )
 
 
-def _result(run: TrainRun) -> TrainResult:
+def _result(run: TrainRun, adapter_step: int) -> TrainResult:
     state = run.state
     return TrainResult(
         steps=state.step,
@@ -171,4 +190,8 @@ def _result(run: TrainRun) -> TrainResult:
         final_loss=state.last_loss if state.last_loss is not None else 0.0,
         num_skipped=state.num_skipped,
         num_spikes=state.num_spikes,
+        adapter_step=adapter_step,
+        best_step=state.best_step,
+        best_loss=state.best_loss,
+        stopped_early=state.stopped_early,
     )

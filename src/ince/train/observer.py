@@ -22,6 +22,7 @@ class StepReport:
         peak_bytes: the most memory the process has held so far.
         num_skipped: steps of the run that were passed over, up to here.
         skipped: it was passed over itself, and nothing was updated.
+        best_step, best_loss: of the run's evaluations up to here; None where there was none.
         event: what is remarkable about it, for the log.
     """
 
@@ -37,6 +38,8 @@ class StepReport:
     peak_bytes: int
     num_skipped: int = 0
     skipped: bool = False
+    best_step: int | None = None
+    best_loss: float | None = None
     event: dict[str, object] | None = None
 
     @property

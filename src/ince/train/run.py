@@ -1,9 +1,10 @@
 """A training run between two steps: what it consists of, and what can be done with it.
 
-    resume      put back the newest whole checkpoint
-    backward    gradients of the next step's rows; may be called again, cut another way
-    step        backward and update; the next step is then due
-    save        a checkpoint, from which `resume` goes on to the bit
+    resume          put back the newest whole checkpoint
+    backward        gradients of the next step's rows; may be called again, cut another way
+    step            backward and update; the next step is then due
+    save            a checkpoint, from which `resume` goes on to the bit
+    take_result     the adapter that the run was for, once it is done
 
 What decides how it goes on is in `state`, in the parameters and in the optimizer; the rest
 follows from the config, the data and the step. When to evaluate, to save and to stop is the
@@ -27,7 +28,14 @@ from ince.optim import (
     set_learning_rate,
 )
 from ince.record import peak_memory_bytes
-from ince.train.checkpoint import Checkpoint, latest_checkpoint, remove_old, save_checkpoint
+from ince.train.best import note_evaluation
+from ince.train.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    read_checkpoint,
+    remove_old,
+    save_checkpoint,
+)
 from ince.train.config import TrainConfig
 from ince.train.loss_guard import is_usable, note_loss, note_skipped
 from ince.train.observer import Observer, StepReport
@@ -98,8 +106,8 @@ class TrainRun:
 
     @property
     def is_done(self) -> bool:
-        """No step is left."""
-        return self.state.step >= self.plan.num_steps
+        """No step is left, or none is worth its while."""
+        return self.state.stopped_early or self.state.step >= self.plan.num_steps
 
     @property
     def micro_batch_tokens(self) -> int | None:
@@ -166,8 +174,25 @@ class TrainRun:
             peak_bytes=peak_memory_bytes(),
             num_skipped=state.num_skipped,
             skipped=not usable,
+            best_step=state.best_step,
+            best_loss=state.best_loss,
             event=event,
         )
+
+    def judge(self, loss: float) -> bool:
+        """Take in the held-out loss after the latest step; returns whether to keep this step.
+
+        It is kept when it is the best so far and the config keeps the best. When patience has
+        run out, the run is done.
+        """
+        early_stopping = self.config.early_stopping
+        is_best = note_evaluation(self.state, loss, early_stopping=early_stopping)
+        if self.state.stopped_early:
+            self.observer.said(
+                f"step {self.state.step}: no gain in held-out loss in "
+                f"{self.state.evaluations_without_gain} evaluations, so training ends"
+            )
+        return is_best and self.config.keeps_best
 
     def _scheduled(self, step: int) -> float:
         return learning_rate(
@@ -252,8 +277,32 @@ class TrainRun:
             state=self.state,
         )
         self.saved_step = self.state.step
-        remove_old(self.run_dir, keep=self.config.keep_checkpoints)
+        remove_old(
+            self.run_dir, keep=self.config.keep_checkpoints, keep_best=self.config.keeps_best
+        )
         return folder
+
+    # -------------------------------------------------------------------------------- the result
+
+    def take_result(self) -> int:
+        """Put the run's result into the parameters, once it is done; returns the step it is of.
+
+        That is the best step where the config keeps it, the last one otherwise. The state and
+        the checkpoints stay as they are: a run that is started again ends in the same way.
+        """
+        state = self.state
+        if not self.config.keeps_best or state.best_step in (None, state.step):
+            return state.step
+        try:
+            best = read_checkpoint(self.run_dir, state.best_step)
+            _fill(self.parameters, best.tensors["adapter"], best.folder)
+        except CorruptFileError as error:
+            self.observer.said(
+                f"the checkpoint of the best step, {state.best_step}, cannot be used, and the "
+                f"last adapter is the result: {error.what} ({error.where})"
+            )
+            return state.step
+        return state.best_step
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:

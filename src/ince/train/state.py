@@ -35,5 +35,15 @@ class TrainState:
     recent_losses: list[float] = field(default_factory=list[float])
     """Of the latest steps, the newest last: what a spike is measured against."""
 
+    best_loss: float | None = None
+    best_step: int | None = None
+    """The lowest held-out loss and the step after which it was measured."""
+
+    loss_to_beat: float | None = None
+    evaluations_without_gain: int = 0
+    """Of early stopping: the last held-out loss that was a gain, and how many came since."""
+
+    stopped_early: bool = False
+
     micro_batch_tokens: int | None = None
     """Tokens in one forward, at most; None: all of the step's. What memory made of the config."""

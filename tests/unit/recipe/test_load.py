@@ -131,3 +131,21 @@ def test_a_byte_order_mark_does_not_matter(project):
     path = project / "recipe.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + YAML.replace("\n", "\r\n").encode())
     assert load_recipe(path).lora.r == 16
+
+
+@pytest.mark.parametrize("setting", ["train.early_stopping={patience: 2}", "train.keep_best=true"])
+def test_what_looks_at_the_held_out_loss_needs_held_out_rows(project, setting):
+    load_recipe(project / "recipe.yaml", [setting])
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(project / "recipe.yaml", [setting, "data.eval=null"])
+    (problem,) = caught.value.problems
+    assert problem.key == setting.partition("=")[0]
+    assert "data.eval" in problem.what
+
+
+def test_a_part_of_a_section_inside_a_section_can_be_overridden(project):
+    changes = ["train.early_stopping.patience=3", "train.early_stopping.min_delta=0.01"]
+    early_stopping = load_recipe(project / "recipe.yaml", changes).train.early_stopping
+    assert (early_stopping.patience, early_stopping.min_delta) == (3, 0.01)
+    with pytest.raises(ConfigError, match=r"train\.early_stopping\.patiense.*'patience'"):
+        load_recipe(project / "recipe.yaml", ["train.early_stopping.patiense=3"])

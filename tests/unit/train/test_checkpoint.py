@@ -135,6 +135,6 @@ def test_old_ones_go_and_foreign_folders_stay(tmp_path):
     for step in (1, 2, 3):
         save(tmp_path, step)
     (tmp_path / "checkpoints" / "step-best").mkdir()
-    remove_old(tmp_path, keep=2)
+    remove_old(tmp_path, keep=2, keep_best=False)
     left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert left == ["step-000002", "step-000003", "step-best"]
