@@ -9,6 +9,7 @@ same name under ``torch.ops.ince``.
 
 from ince.ops import cpu, reference, triton
 from ince.ops.absmax import dequantize_absmax, quantize_absmax
+from ince.ops.attention import attention_tiles, packed_attention, packed_attention_backward
 from ince.ops.codes import BLOCKSIZES, CODES, NF4_CODE, QUANT_TYPES, code_of, dynamic_map
 from ince.ops.four_bit import dequantize_4bit, quantize_4bit
 from ince.ops.gated import ACTIVATIONS, gated_activation, gated_activation_backward_
@@ -21,6 +22,7 @@ __all__ = [
     "CODES",
     "NF4_CODE",
     "QUANT_TYPES",
+    "attention_tiles",
     "code_of",
     "cpu",
     "dequantize_4bit",
@@ -30,6 +32,8 @@ __all__ = [
     "gated_activation_backward_",
     "gemv_4bit",
     "linear_4bit",
+    "packed_attention",
+    "packed_attention_backward",
     "quantize_4bit",
     "quantize_absmax",
     "reference",

@@ -5,10 +5,11 @@ sums where they are multiplied. Where the library is missing (no compiler when i
 installed), the reference does the work: that is said once in the log, and by `status`.
 """
 
-from ince.ops.cpu import four_bit, gated, linear, norm
+from ince.ops.cpu import attention, four_bit, gated, linear, norm
 from ince.ops.cpu.library import instruction_sets, status, use_instruction_set
 
 __all__ = [
+    "attention",
     "four_bit",
     "gated",
     "instruction_sets",

@@ -50,6 +50,9 @@ class Library:
     norm_grad: Callable[..., object]
     gated: Callable[..., object]
     gated_grad: Callable[..., object]
+    attention_tiles: Callable[..., object]
+    attention: Callable[..., int]
+    attention_backward: Callable[..., int]
 
 
 @dataclass
@@ -176,6 +179,7 @@ def _load(path: Path) -> Library:
     parts = (_ADDRESS,) * 5
     dequantize = (*parts, *(_COUNT,) * 5, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER)
     sizes = (_COUNT,) * 3
+    tiles = (_ADDRESS, *(_COUNT,) * 5, _ADDRESS, _NUMBER)
     multiply = (_ADDRESS, _NUMBER, *sizes, *parts, _COUNT, *(_ADDRESS,) * 3, _NUMBER)
     # Those of kernels/training.cpp. Rows: an address, the distance between rows, a type.
     rows, size = (_ADDRESS, _COUNT, _NUMBER), (_COUNT, _COUNT)
@@ -194,6 +198,9 @@ def _load(path: Path) -> Library:
         norm_grad=function("ince_norm_grad", *norm_grad),
         gated=function("ince_gated", *gated),
         gated_grad=function("ince_gated_grad", *gated_grad),
+        attention_tiles=function("ince_attention_tiles", *tiles),
+        attention=function("ince_attention", _ADDRESS, _NUMBER, result=_NUMBER),
+        attention_backward=function("ince_attention_backward", _ADDRESS, _NUMBER, result=_NUMBER),
     )
 
 

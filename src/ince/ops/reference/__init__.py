@@ -1,12 +1,18 @@
 """The reference backend: plain PyTorch, on any device, the definition of correct."""
 
 from ince.ops.reference.absmax import dequantize_absmax, quantize_absmax
+from ince.ops.reference.attention import (
+    attention_tiles,
+    packed_attention,
+    packed_attention_backward,
+)
 from ince.ops.reference.four_bit import dequantize_4bit, quantize_4bit, refuse_non_finite
 from ince.ops.reference.gated import gated_activation, gated_activation_backward_
 from ince.ops.reference.linear import gemv_4bit, linear_4bit, linear_4bit_input_grad
 from ince.ops.reference.norm import rms_norm, rms_norm_add_input_grad_, rms_norm_input_grad
 
 __all__ = [
+    "attention_tiles",
     "dequantize_4bit",
     "dequantize_absmax",
     "gated_activation",
@@ -14,6 +20,8 @@ __all__ = [
     "gemv_4bit",
     "linear_4bit",
     "linear_4bit_input_grad",
+    "packed_attention",
+    "packed_attention_backward",
     "quantize_4bit",
     "quantize_absmax",
     "refuse_non_finite",

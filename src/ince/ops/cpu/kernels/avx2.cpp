@@ -3,6 +3,7 @@
 // Quantization ranks eight weights at once by bisection. Dequantization splits the products of a
 // block into planes of bytes, so that one byte shuffle looks up 32 codes in each.
 
+#include "attention.h"
 #include "avx2_gemv.h"
 #include "training_set.h"
 
@@ -246,6 +247,7 @@ void dequantize(const DequantizeArgs& args, int64_t first, int64_t last) {
 }  // namespace
 
 const Kernels kAvx2 = {
-    "avx2", quantize, dequantize, {&gemv::kProduct, nullptr}, &kTraining};
+    "avx2", quantize, dequantize, {&gemv::kProduct, nullptr}, &kTraining,
+    &kAttentionAvx2};
 
 }  // namespace ince

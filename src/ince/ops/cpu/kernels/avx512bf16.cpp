@@ -1,6 +1,7 @@
 // AVX-512 with its bfloat16 and byte permutation instructions: Intel from Sapphire Rapids on, AMD
 // from Zen 4 on.
 
+#include "attention.h"
 #include "avx512bf16_gemv.h"
 #include "avx512bf16_rows.h"
 #include "training_set.h"
@@ -13,6 +14,7 @@ const Kernels kAvx512Bf16 = {
     dequantize,
     {&gemv_bf16::kProduct, &rows_bf16::kProduct, &gemv::kProduct, nullptr},
     &kTraining,
+    &kAttentionAvx512Bf16,
 };
 
 }  // namespace ince

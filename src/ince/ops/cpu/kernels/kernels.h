@@ -84,6 +84,7 @@ struct Product {
 };
 
 struct Training;  // see training.h
+struct Attention;  // see attention.h
 
 struct Kernels {
   const char* name;
@@ -93,6 +94,7 @@ struct Kernels {
   // The first that fits is taken; a null ends them.
   const Product* products[4];
   const Training* training;
+  const Attention* attention;
 };
 
 // Those in use.

@@ -1,5 +1,6 @@
 // Any processor: plain C++.
 
+#include "attention.h"
 #include "scalar.h"
 #include "training_set.h"
 
@@ -19,6 +20,7 @@ void dequantize(const DequantizeArgs& args, int64_t first, int64_t last) {
 
 }  // namespace
 
-const Kernels kPortable = {"portable", quantize, dequantize, {nullptr}, &kTraining};
+const Kernels kPortable = {"portable", quantize, dequantize, {nullptr}, &kTraining,
+                           &kAttentionPortable};
 
 }  // namespace ince
