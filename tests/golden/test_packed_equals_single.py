@@ -4,7 +4,7 @@ import torch
 
 from ince.data import DataConfig, attention_mask, collate, load_split, pack_rows
 from ince.data.turkish import build_instructions, read_treebanks
-from ince.models import attention_argument, load_model, logits_only_at, short_row_attention
+from ince.models import attention_argument, load_model, logits_only_at, packed_row_attention
 
 
 def test_logits_of_a_packed_row_are_those_of_its_examples_alone(tmp_path, smollm2_folder):
@@ -20,7 +20,7 @@ def test_logits_of_a_packed_row_are_those_of_its_examples_alone(tmp_path, smollm
     mask = attention_argument(model, attention_mask(batch), batch.position_ids)
     row_index, place = (batch.labels != -100).nonzero(as_tuple=True)
     # With gradients, so that the attention used in training is what is compared.
-    with short_row_attention(model), logits_only_at(model, row_index, place - 1):
+    with packed_row_attention(model), logits_only_at(model, row_index, place - 1):
         packed = model(
             input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=mask
         ).logits[0]

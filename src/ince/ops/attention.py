@@ -254,9 +254,7 @@ def empty_places_first(like: Tensor) -> Tensor:
 def empty_tiles(mask: Tensor) -> Tensor:
     """A new tensor for the tiles of `mask`."""
     rows, _, num_queries, num_keys = mask.shape
-    return mask.new_empty(
-        (rows, _num_tiles(num_queries), _num_tiles(num_keys)), dtype=torch.uint8
-    )
+    return mask.new_empty((rows, _num_tiles(num_queries), _num_tiles(num_keys)), dtype=torch.uint8)
 
 
 @PACKED_ATTENTION.fake

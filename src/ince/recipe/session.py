@@ -21,7 +21,7 @@ from ince.evaluate import heldout_loss
 from ince.files import sha256_file, write_text
 from ince.infer import generate
 from ince.lora import PeftModel, get_peft_model
-from ince.models import load_model, resolve, short_row_attention
+from ince.models import load_model, packed_row_attention, resolve
 from ince.quant import expanded, packed_modules
 from ince.recipe.progress import RunProgress
 from ince.recipe.schema import Recipe
@@ -281,7 +281,7 @@ class Session:
         with (
             self.record.phase("train"),
             held,
-            short_row_attention(self.model.get_base_model()),
+            packed_row_attention(self.model.get_base_model()),
             self.progress.training() as observer,
         ):
             result = train(

@@ -22,7 +22,12 @@ from ince.ops.attention import (
 from ince.ops.cpu.library import active
 from ince.ops.cpu.tables import DTYPES
 
-__all__ = ["attention_tiles", "packed_attention", "packed_attention_backward"]
+__all__ = [
+    "attention_tiles",
+    "is_compiled_for",
+    "packed_attention",
+    "packed_attention_backward",
+]
 
 # Of kernels/attention.h.
 _MAX_WIDTH = 256
@@ -60,6 +65,19 @@ class _Arguments(ctypes.Structure):
         ("width", ctypes.c_int64),
         ("dtype", ctypes.c_int64),
         ("scale", ctypes.c_double),
+    )
+
+
+def is_compiled_for(q: Tensor) -> bool:
+    """Whether queries of this device, type and width are computed without the reference.
+
+    The reference takes memory for all scores: for long rows something else is better then.
+    """
+    return (
+        q.device.type == "cpu"
+        and q.dtype in DTYPES
+        and q.shape[-1] <= _MAX_WIDTH
+        and active() is not None
     )
 
 
@@ -111,9 +129,7 @@ def packed_attention_backward(
     """See `ince.ops.packed_attention_backward`."""
     library = active()
     if library is None or not _fits(q, k):
-        return reference.packed_attention_backward(
-            grad_out, q, k, v, out, lse, mask, tiles, scale
-        )
+        return reference.packed_attention_backward(grad_out, q, k, v, out, lse, mask, tiles, scale)
     grads = empty_places_first(q), empty_places_first(k), empty_places_first(v)
     results = dict(zip(("grad_q", "grad_k", "grad_v"), grads, strict=True))
     operands = {"q": q, "k": k, "v": v, "out": out, "grad_out": grad_out}
