@@ -3,6 +3,7 @@
     checkpoints/step-000050/
       adapter.safetensors      trained parameters by name, float32
       optimizer.safetensors    their moments by name
+      ema.safetensors          their moving average, where the run keeps one
       state.json               `TrainState`: step, counters, the recipe's digest
       manifest.json            SHA-256 of each of the others
 

@@ -75,6 +75,10 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this global norm; 0 leaves them alone."""
 
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """How slowly a moving average of the adapter forgets, such as 0.99; the average is then what
+    is evaluated and what the run results in. None: the adapter itself."""
+
     max_skipped_steps: int = Field(default=5, ge=1)
     """Steps in a row whose loss or gradient is not finite before the run gives up; until then
     they are passed over, and nothing is updated."""

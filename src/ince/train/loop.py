@@ -132,7 +132,8 @@ def train(
             step = report.step
             last, best = step >= end, False
             if evaluate is not None and (last or _due(step, config.eval_every)):
-                loss = evaluate()
+                with run.measured():
+                    loss = evaluate()
                 log.write(step=step, eval_loss=loss if math.isfinite(loss) else None)
                 observer.evaluated(step, loss)
                 # Where a sweep looks in (`stop_after`), the run itself would not have looked.
@@ -140,7 +141,8 @@ def train(
                     best = run.judge(loss)
                     last = last or run.is_done
             if sample is not None and not last and _due(step, config.sample_every):
-                samples = sample()
+                with run.measured():
+                    samples = sample()
                 log.write(step=step, samples=samples)
                 for one in samples:
                     observer.said(f"step {step}: {one['prompt']} → {one['output']}")

@@ -12,12 +12,13 @@ loop's to say (`ince.train.loop`).
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from ince.errors import CorruptFileError, TrainingError
+from ince.errors import CorruptFileError
 from ince.heap import give_back
 from ince.optim import (
     build_optimizer,
@@ -28,6 +29,7 @@ from ince.optim import (
     set_learning_rate,
 )
 from ince.record import peak_memory_bytes
+from ince.train.average import AdapterAverage
 from ince.train.best import note_evaluation
 from ince.train.checkpoint import (
     Checkpoint,
@@ -39,6 +41,7 @@ from ince.train.checkpoint import (
 from ince.train.config import TrainConfig
 from ince.train.loss_guard import is_usable, note_loss, note_skipped
 from ince.train.observer import Observer, StepReport
+from ince.train.parameters import fill, trainable
 from ince.train.state import TrainState
 from ince.train.step import StepGradient, accumulate
 from ince.train.steps import StepPlan
@@ -88,7 +91,7 @@ class TrainRun:
         self.pad_id = pad_id
         self.observer = observer
         self._lr_at = self._scheduled if lr_at is None else lr_at
-        self.parameters = _trainable(model)
+        self.parameters = trainable(model)
         ratio = config.loraplus_lr_ratio
         self.optimizer = build_optimizer(
             self.parameters,
@@ -97,6 +100,9 @@ class TrainRun:
             eps=config.eps,
             weight_decay=config.weight_decay,
             lr_ratios=None if ratio is None else lora_plus_ratios(model, ratio),
+        )
+        self.average = (
+            None if config.ema_decay is None else AdapterAverage(self.parameters, config.ema_decay)
         )
         self.state = TrainState(recipe_digest, micro_batch_tokens=config.micro_batch_tokens)
         self.saved_step: int | None = None
@@ -154,6 +160,8 @@ class TrainRun:
         if usable:
             set_learning_rate(self.optimizer, lr)
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update(state.step - state.num_skipped)
         self.optimizer.zero_grad(set_to_none=True)
         seconds = time.monotonic() - started
         if state.step % _STEPS_BETWEEN_GIVING_BACK == 0:
@@ -178,6 +186,10 @@ class TrainRun:
             best_loss=state.best_loss,
             event=event,
         )
+
+    def measured(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that evaluations are of: the average, if any."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def judge(self, loss: float) -> bool:
         """Take in the held-out loss after the latest step; returns whether to keep this step.
@@ -248,7 +260,10 @@ class TrainRun:
         self.observer.said(f"going on after step {self.state.step} of {self.plan.num_steps}")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        _fill(self.parameters, checkpoint.tensors["adapter"], checkpoint.folder)
+        fill(self.parameters, checkpoint.tensors["adapter"], where=checkpoint.folder)
+        if self.average is not None:
+            saved = checkpoint.tensors.get("ema", {})
+            fill(self.average.tensors, saved, where=f"{checkpoint.folder}, average")
         if checkpoint.tensors["optimizer"]:
             load_optimizer_state(self.optimizer, self.parameters, checkpoint.tensors["optimizer"])
         self.state = checkpoint.state
@@ -258,7 +273,9 @@ class TrainRun:
     def checkpoint_bytes(self) -> int:
         """What a checkpoint takes on disk, about."""
         moments = [m for state in self.optimizer.state.values() for m in state.values()]
-        tensors = [*self.parameters.values(), *(m for m in moments if isinstance(m, Tensor))]
+        averages = [] if self.average is None else [*self.average.tensors.values()]
+        tensors = [*self.parameters.values(), *averages]
+        tensors += [m for m in moments if isinstance(m, Tensor)]
         return sum(t.numel() * t.element_size() for t in tensors) + _CHECKPOINT_REST_BYTES
 
     def save(self) -> Path:
@@ -273,6 +290,7 @@ class TrainRun:
             tensors={
                 "adapter": {n: p.detach().contiguous() for n, p in self.parameters.items()},
                 "optimizer": optimizer_state(self.optimizer, self.parameters),
+                **({} if self.average is None else {"ema": self.average.tensors}),
             },
             state=self.state,
         )
@@ -287,15 +305,19 @@ class TrainRun:
     def take_result(self) -> int:
         """Put the run's result into the parameters, once it is done; returns the step it is of.
 
-        That is the best step where the config keeps it, the last one otherwise. The state and
+        That is the best step where the config keeps it, the last one otherwise; of either, the
+        average where there is one. The state and
         the checkpoints stay as they are: a run that is started again ends in the same way.
         """
         state = self.state
+        if self.average is not None:
+            fill(self.parameters, self.average.tensors, where="the average")
         if not self.config.keeps_best or state.best_step in (None, state.step):
             return state.step
         try:
             best = read_checkpoint(self.run_dir, state.best_step)
-            _fill(self.parameters, best.tensors["adapter"], best.folder)
+            group = "adapter" if self.average is None else "ema"
+            fill(self.parameters, best.tensors.get(group, {}), where=best.folder)
         except CorruptFileError as error:
             self.observer.said(
                 f"the checkpoint of the best step, {state.best_step}, cannot be used, and the "
@@ -303,29 +325,3 @@ class TrainRun:
             )
             return state.step
         return state.best_step
-
-
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not found:
-        raise TrainingError(
-            "the model has nothing to train",
-            expected="parameters with requires_grad",
-            do="attach an adapter first: ince.get_peft_model(model, ince.LoraConfig(...))",
-        )
-    return found
-
-
-def _fill(
-    parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Tensor], folder: Path
-) -> None:
-    if saved.keys() != parameters.keys():
-        wrong = sorted(saved.keys() ^ parameters.keys())
-        raise CorruptFileError(
-            "a checkpoint has other parameters than this run",
-            where=folder,
-            got=", ".join(wrong[:5]),
-            do="start again with --fresh",
-        )
-    for name, parameter in parameters.items():
-        parameter.data.copy_(saved[name])
