@@ -34,6 +34,7 @@ _ELSEWHERE = {
     "eval_steps": "train.eval_every",
     "save_steps": "train.save_every",
     "save_total_limit": "train.keep_checkpoints",
+    "neftune_noise_alpha": "train.neftune_alpha",
     "max_seq_length": "data.max_length",
     "sequence_len": "data.max_length",
     "cutoff_len": "data.max_length",

@@ -75,6 +75,10 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this global norm; 0 leaves them alone."""
 
+    neftune_alpha: float | None = Field(default=None, gt=0)
+    """Noise on the input embeddings while training (NEFTune, arXiv:2310.05914); 5 to 15 is usual.
+    None: none."""
+
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """How slowly a moving average of the adapter forgets, such as 0.99; the average is then what
     is evaluated and what the run results in. None: the adapter itself."""

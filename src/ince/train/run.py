@@ -142,6 +142,7 @@ class TrainRun:
                 pad_id=self.pad_id,
                 seed=self.config.seed,
                 step=self.state.step,
+                neftune_alpha=self.config.neftune_alpha,
             )
         finally:
             self.model.eval()

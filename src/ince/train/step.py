@@ -7,13 +7,15 @@ way, as long as the second was not.
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ince.data import Row, collate
+from ince.data import Batch, Row, collate
 from ince.train.loss import target_loss
+from ince.train.noise import embedding_noise
 
 __all__ = ["StepGradient", "accumulate", "micro_batches"]
 
@@ -56,9 +58,17 @@ def micro_batches(rows: Sequence[Row], micro_batch_tokens: int | None) -> list[l
     return groups
 
 
-def _seed_of(seed: int, step: int) -> int:
-    # Dropout of a step depends on seed and step alone, so resuming needs no generator state.
-    return (seed * 1_000_003 + step * 7_919 + 17) % (2**63)
+def _seed_of(seed: int, step: int, part: int = 0) -> int:
+    # What is drawn in a step depends on these alone, so resuming needs no generator state.
+    return (seed * 1_000_003 + step * 7_919 + part * 15_485_863 + 17) % (2**63)
+
+
+def _noise(
+    model: nn.Module, batch: Batch, alpha: float | None, seed: int
+) -> AbstractContextManager[None]:
+    if alpha is None:
+        return nullcontext()
+    return embedding_noise(model, batch, alpha=alpha, seed=seed)
 
 
 def accumulate(
@@ -71,6 +81,7 @@ def accumulate(
     pad_id: int,
     seed: int,
     step: int,
+    neftune_alpha: float | None = None,
 ) -> StepGradient:
     """Forward and backward for the rows of one step; gradients are left clipped.
 
@@ -84,7 +95,8 @@ def accumulate(
         max_grad_norm: global norm to which gradients are scaled down; 0 leaves them alone.
         micro_batch_tokens: tokens of one forward, at most; None: all rows at once.
         pad_id: token that fills short rows.
-        seed: of the run. step: counted from 0. Together they decide dropout.
+        seed: of the run. step: counted from 0. Together they decide dropout and noise.
+        neftune_alpha: noise on the embeddings (`ince.train.noise`); None: none.
     """
     device = next(iter(parameters.values())).device
     for parameter in parameters.values():
@@ -97,8 +109,10 @@ def accumulate(
     num_targets = sum(batch.num_targets for batch in batches)
     total = 0.0
     suspects: list[str] = []
-    for batch in batches:
-        loss = target_loss(model, batch.to(device))
+    for number, batch in enumerate(batches):
+        placed = batch.to(device)
+        with _noise(model, placed, neftune_alpha, _seed_of(seed, step, number + 1)):
+            loss = target_loss(model, placed)
         (loss / num_targets).backward()
         value = loss.item()
         total += value
