@@ -14,7 +14,8 @@ model card are made from it. It holds plain JSON, so that a program without ince
     adapter     {"r", "alpha", "target_modules", "num_trainable", "num_total", "digest"}
     data        {"train": SPLIT, "eval": SPLIT | null}, SPLIT = {"path", "digest", "shape",
                  "num_rows", "num_examples", "num_dropped", "dropped": {reason: count},
-                 "num_tokens", "num_targets", "num_truncated"}
+                 "num_tokens", "num_targets", "num_truncated", "num_split", "truncation",
+                 "num_lost_tokens", "num_lost_targets", "num_lost_stops"}
     training    {"steps", "epochs", "num_tokens", "num_targets", "seconds",
                  "tokens_per_second", "first_loss", "final_loss",
                  "num_skipped", "num_spikes", "adapter_step" (whose adapter the result is),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ince.errors import DataError
 
-__all__ = ["ROLES", "Conversation", "Document", "Message"]
+__all__ = ["ROLES", "Completion", "Conversation", "Document", "Item", "Message"]
 
 ROLES = ("system", "user", "assistant")
 
@@ -25,16 +25,34 @@ class Conversation:
     Attributes:
         messages: the turns.
         source: where it comes from, such as ``train.jsonl, line 12``.
+        num_prompt: how many of the first messages are a prompt, of which ``loss_on:
+            completion`` learns nothing.
     """
 
     messages: tuple[Message, ...]
     source: str
+    num_prompt: int = 0
 
     def with_system(self, system: str | None) -> "Conversation":
         """This conversation, with `system` before it when it has no system message."""
         if system is None or any(message.role == "system" for message in self.messages):
             return self
-        return Conversation((Message("system", system), *self.messages), self.source)
+        messages = (Message("system", system), *self.messages)
+        return Conversation(messages, self.source, self.num_prompt + 1 if self.num_prompt else 0)
+
+    @property
+    def num_system(self) -> int:
+        """1 where a system message comes first, else 0."""
+        return int(self.messages[:1] != () and self.messages[0].role == "system")
+
+    def part(self, first: int, last: int) -> "Conversation":
+        """Messages `first` to `last` (exclusive), after the system message where there is one."""
+        kept = self.messages[: self.num_system]
+        first = max(first, len(kept))
+        num_prompt = min(max(0, self.num_prompt - first), last - first)
+        if num_prompt:
+            num_prompt += len(kept)
+        return Conversation((*kept, *self.messages[first:last]), self.source, num_prompt)
 
     def to_dicts(self) -> list[dict[str, str]]:
         """The messages as chat templates take them."""
@@ -47,6 +65,19 @@ class Document:
 
     text: str
     source: str
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A prompt and the text that continues it, without a chat template: the latter is learnt."""
+
+    prompt: str
+    text: str
+    source: str
+
+
+Item = Conversation | Document | Completion
+"""What a row of a data file becomes."""
 
 
 def check_turns(messages: Sequence[Message]) -> None:

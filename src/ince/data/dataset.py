@@ -1,17 +1,19 @@
 """A data file to examples, with an account of every row that did not become one."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ince.data.config import DataConfig
-from ince.data.conversation import Conversation, Document
+from ince.data.config import DataConfig, Truncation
+from ince.data.conversation import Conversation, Item
 from ince.data.example import Example
 from ince.data.rows import RowProblem, bad_rows_error, count_reasons
 from ince.data.shapes import convert_row, detect_shape
 from ince.data.sources import SourceFile, read_source
 from ince.data.template import Encoder
+from ince.data.truncation import Lost, fit
 from ince.errors import ConfigError, DataError, InputError, Problem, TemplateError
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ Progress = Callable[[int, int], None]
 """Called with (rows done, rows in all)."""
 
 _TOO_LONG = "longer than max_length"
+_WITHOUT_TURNS = {"text": "plain text", "plain-completion": "a plain completion"}
+_WITH_COMPLETIONS = ("prompt-completion", "plain-completion")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class SplitReport:
         num_tokens: of all examples.
         num_targets: tokens that carry loss.
         num_truncated: examples that were cut.
+        num_split: rows that several examples were made of.
+        truncation: what was done with rows longer than `max_length`.
+        max_length: most tokens of an example.
+        lost: tokens that truncation took away, of rows that were left out as well.
     """
 
     path: Path
@@ -60,6 +68,10 @@ class SplitReport:
     num_tokens: int
     num_targets: int
     num_truncated: int
+    num_split: int
+    truncation: Truncation
+    max_length: int
+    lost: Lost
 
     @property
     def num_dropped(self) -> int:
@@ -79,7 +91,30 @@ class SplitReport:
             "num_tokens": self.num_tokens,
             "num_targets": self.num_targets,
             "num_truncated": self.num_truncated,
+            "num_split": self.num_split,
+            "truncation": self.truncation,
+            "num_lost_tokens": self.lost.num_tokens,
+            "num_lost_targets": self.lost.num_targets,
+            "num_lost_stops": self.lost.num_stops,
         }
+
+    def summary(self) -> str:
+        """What there is to train on, and what truncation cost, in one line."""
+        kept = f"{self.num_examples:,} {self.shape} examples, {self.num_tokens:,} tokens"
+        parts = [f"{kept}, {self.num_targets:,} of them learnt"]
+        if self.num_dropped:
+            parts.append(f"{self.num_dropped:,} rows left out")
+        if self.num_split:
+            parts.append(f"{self.num_split:,} rows split")
+        if self.num_truncated:
+            side = "at their beginning" if self.truncation == "left" else "at their end"
+            parts.append(f"{self.num_truncated:,} cut {side} to {self.max_length:,} tokens")
+        if self.lost.num_tokens:
+            parts.append(
+                f"truncation: {self.truncation} lost {self.lost.num_tokens:,} tokens, "
+                f"{self.lost.num_targets:,} to learn, {self.lost.num_stops:,} stop tokens"
+            )
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -95,16 +130,27 @@ class EncodedRows:
     """What a tokenizer makes of converted rows.
 
     Attributes:
-        examples: (row number, example), in the order of the rows.
+        examples: (row number, example), in the order of the rows; a row that was split has
+            several.
         too_long: rows that ``truncation: drop`` leaves out.
         unusable: rows that cannot be encoded.
         template_errors: those of the latter that the chat template is to blame for.
+        lengths: (row number, tokens before truncation) of the rows that became examples.
+        lost: what truncation took away.
     """
 
     examples: tuple[tuple[int, Example], ...]
     too_long: tuple[RowProblem, ...]
     unusable: tuple[RowProblem, ...]
     template_errors: tuple[TemplateError, ...]
+    lengths: tuple[tuple[int, int], ...]
+    lost: Lost
+
+    @property
+    def num_split(self) -> int:
+        """Rows that several examples were made of."""
+        counts = Counter(number for number, _ in self.examples)
+        return sum(count > 1 for count in counts.values())
 
 
 @dataclass(frozen=True)
@@ -118,7 +164,7 @@ class Converted:
     """
 
     shape: str
-    items: tuple[tuple[int, Conversation | Document], ...]
+    items: tuple[tuple[int, Item], ...]
     problems: tuple[RowProblem, ...]
 
 
@@ -142,7 +188,7 @@ def convert_source(source: SourceFile, shape: str = "auto") -> Converted:
                 expected=error.expected,
                 do=error.do,
             ) from error
-    items: list[tuple[int, Conversation | Document]] = []
+    items: list[tuple[int, Item]] = []
     for row in source.rows:
         try:
             items.append((row.number, convert_row(row, shape, source.place(row.number))))
@@ -164,29 +210,46 @@ def encode_rows(
         TemplateError: the model has no chat template, and the rows need one.
     """
     encoder = Encoder(tokenizer)
-    if converted.shape != "text":
+    if converted.shape not in _WITHOUT_TURNS:
         _ = encoder.template  # A model without one is an error of its own, not of each row.
     examples: list[tuple[int, Example]] = []
     too_long: list[RowProblem] = []
     unusable: list[RowProblem] = []
     template_errors: list[TemplateError] = []
+    lengths: list[tuple[int, int]] = []
+    lost = Lost()
     for done, (number, item) in enumerate(converted.items, start=1):
         if isinstance(item, Conversation):
             item = item.with_system(config.system)
         try:
-            encoded = encoder.encode(item, loss_on=config.loss_on)
-            if config.truncation == "drop" and encoded.num_tokens > config.max_length:
-                detail = f"{encoded.num_tokens} tokens"
-                too_long.append(RowProblem(number, _TOO_LONG, detail))
-            else:
-                examples.append((number, encoded.truncate(config.max_length)))
+            fitted = fit(
+                item,
+                encoder,
+                max_length=config.max_length,
+                loss_on=config.loss_on,
+                truncation=config.truncation,
+            )
         except (DataError, TemplateError) as error:
             unusable.append(RowProblem.from_error(number, error))
             if isinstance(error, TemplateError):
                 template_errors.append(error)
+        else:
+            lost += fitted.lost
+            if fitted.examples:
+                examples += [(number, example) for example in fitted.examples]
+                lengths.append((number, fitted.num_tokens))
+            else:
+                too_long.append(RowProblem(number, _TOO_LONG, f"{fitted.num_tokens} tokens"))
         if progress is not None:
             progress(done, len(converted.items))
-    return EncodedRows(tuple(examples), tuple(too_long), tuple(unusable), tuple(template_errors))
+    return EncodedRows(
+        tuple(examples),
+        tuple(too_long),
+        tuple(unusable),
+        tuple(template_errors),
+        tuple(lengths),
+        lost,
+    )
 
 
 def load_split(
@@ -238,6 +301,10 @@ def load_split(
         num_tokens=sum(example.num_tokens for example in examples),
         num_targets=sum(example.num_targets for example in examples),
         num_truncated=sum(example.num_truncated > 0 for example in examples),
+        num_split=rows.num_split,
+        truncation=config.truncation,
+        max_length=config.max_length,
+        lost=rows.lost,
     )
     return Split(examples, report)
 
@@ -247,15 +314,19 @@ def _shortest(too_long: Sequence[RowProblem]) -> str:
 
 
 def _check_options(config: DataConfig, shape: str) -> None:
-    if shape != "text":
-        return
     problems: list[Problem] = []
-    if config.system is not None:
-        problems.append(Problem("data.system", "plain text has no system message", "remove it"))
-    if config.loss_on == "last":
-        problems.append(Problem("data.loss_on", "plain text has no last turn", "use all"))
+    if shape in _WITHOUT_TURNS and config.system is not None:
+        kind = _WITHOUT_TURNS[shape]
+        problems.append(Problem("data.system", f"{kind} has no system message", "remove it"))
+    if shape == "text" and config.loss_on in ("last", "completion"):
+        wanted = {"last": "last turn", "completion": "completion"}[config.loss_on]
+        problems.append(Problem("data.loss_on", f"plain text has no {wanted}", "use all"))
+    elif config.loss_on == "completion" and shape not in _WITH_COMPLETIONS:
+        problems.append(
+            Problem("data.loss_on", f"{shape} rows have no completion", "use assistant or last")
+        )
     if problems:
-        raise ConfigError("options that do not apply to plain text", problems=problems)
+        raise ConfigError(f"options that do not apply to {shape} rows", problems=problems)
 
 
 def _bad_rows(

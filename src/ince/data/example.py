@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Example"]
+__all__ = ["IGNORED", "Example"]
+
+IGNORED = -100
+"""The label that carries no loss."""
 
 
 @dataclass(frozen=True)
@@ -14,13 +17,16 @@ class Example:
         targets: for each token, whether it is to be predicted. Never the first one: nothing
             comes before it.
         source: where it comes from, such as ``train.jsonl, line 12``.
-        num_truncated: tokens that were cut off at the end.
+        num_truncated: tokens of its row that were cut off.
+        stops: places of the stop tokens of the turns that are learnt, those of turns that were
+            cut left out. Each of them is a target.
     """
 
     input_ids: tuple[int, ...]
     targets: tuple[bool, ...]
     source: str
     num_truncated: int = 0
+    stops: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:

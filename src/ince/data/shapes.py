@@ -6,6 +6,7 @@ r"""The forms in which instruction data is written, told apart and turned into c
 | `sharegpt`          | ``conversations``: list of ``{"from", "value"}``                      |
 | `alpaca`            | ``instruction``, perhaps ``input``, and ``output``                    |
 | `prompt-completion` | a pair: ``prompt``/``completion``, ``question``/``answer``, …         |
+| `plain-completion`  | the same pair as text without turns; read only where it is asked for  |
 | `text`              | ``text``: a document                                                  |
 
 Columns that no shape knows (an id, a category) are left alone. Columns that would change what
@@ -20,7 +21,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from ince.data.conversation import ROLES, Conversation, Document, Message, check_turns
+from ince.data.conversation import (
+    ROLES,
+    Completion,
+    Conversation,
+    Document,
+    Item,
+    Message,
+    check_turns,
+)
 from ince.data.rows import FileRow, JsonObject, printable
 from ince.errors import DataError, did_you_mean
 
@@ -146,8 +155,8 @@ _DETECTORS: dict[str, Callable[[JsonObject], bool]] = {
     "text": lambda c: isinstance(c.get("text"), str),
 }
 
-SHAPES = tuple(_DETECTORS)
-"""Every shape that is read, the most particular first."""
+SHAPES = (*_DETECTORS, "plain-completion")
+"""Every shape that is read: the most particular first, and last the one that is never found."""
 
 
 def shape_of(value: Mapping[str, object]) -> str | None:
@@ -273,6 +282,26 @@ def _from_pair(columns: JsonObject) -> list[Message]:
     ]
 
 
+def _num_completion_messages(columns: JsonObject) -> int:
+    pair = _pair(columns)
+    completion = columns[pair[1]] if pair else None
+    if not isinstance(completion, list):
+        return 1
+    turns = cast(list[object], completion)
+    return len(_messages(turns, "role", "content", _PLAIN_ROLES))
+
+
+def _completion(columns: JsonObject, source: str) -> Completion:
+    pair = _pair(columns)
+    if pair is None:
+        raise DataError("no prompt and completion", got=f"columns {', '.join(columns)}")
+    prompt, text = (_text(columns, name) for name in pair)
+    for name, content in zip(pair, (prompt, text), strict=True):
+        if not content.strip():
+            raise DataError(f"empty {name}")
+    return Completion(prompt, text, source)
+
+
 _CONVERTERS: dict[str, Callable[[JsonObject], list[Message]]] = {
     "messages": _from_messages,
     "sharegpt": _from_sharegpt,
@@ -290,8 +319,8 @@ def _with_own_system(columns: JsonObject, messages: list[Message]) -> list[Messa
     return [Message("system", text), *messages]
 
 
-def convert_row(row: FileRow, shape: str, source: str) -> Conversation | Document:
-    """One row of a known shape as a conversation, or as a document for ``text``.
+def convert_row(row: FileRow, shape: str, source: str) -> Item:
+    """One row of a known shape as a conversation; as a document or a completion where it is text.
 
     Args:
         row: as it was read.
@@ -311,6 +340,11 @@ def convert_row(row: FileRow, shape: str, source: str) -> Conversation | Documen
         if not text.strip():
             raise DataError("empty text")
         return Document(text, source)
+    if shape == "plain-completion":
+        return _completion(columns, source)
     messages = _with_own_system(columns, _CONVERTERS[shape](columns))
     check_turns(messages)
-    return Conversation(tuple(messages), source)
+    num_prompt = 0
+    if shape == "prompt-completion":
+        num_prompt = len(messages) - _num_completion_messages(columns)
+    return Conversation(tuple(messages), source, num_prompt)

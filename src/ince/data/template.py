@@ -1,4 +1,4 @@
-"""Conversations to token ids, and the mask of what is learnt, under a contract that fails.
+"""Rows to token ids, and the mask of what is learnt, under a contract that fails.
 
 Learnt is what the model has to write: the words of an assistant turn and the token that ends
 it. Three faults are common and do not show in the loss: a stop token that is never learnt, a
@@ -6,76 +6,34 @@ mask that truncation empties, and tokens that the model never meets because the 
 elsewhere than where generation begins. So here
 
 - the tokens before each turn are exactly those that the model is prompted with,
-- after truncation an example has at least one target, and each turn that is kept whole has its
-  stop token among the targets; otherwise there is no example but an error,
+- each turn that is learnt has a stop token of its own, or there is an error and no example,
 - text that contains the template's own control tokens is refused.
 
 What follows the last stop token (most templates write a line end) is cut off: no target ever
-sees it.
+sees it. Rows that are too long are the business of `ince.data.truncation`, and what holds
+after that of `ince.data.contract`.
 """
 
+import contextlib
 import re
-from dataclasses import dataclass
+from bisect import bisect_left
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ince.data.config import LossOn, Truncation
-from ince.data.conversation import Conversation, Document, Message
-from ince.data.example import Example
+from ince.data.config import LossOn
+from ince.data.conversation import Completion, Conversation, Document, Item, Message
+from ince.data.encoded import Encoded, TurnTokens
 from ince.data.turns import ChatTemplate, Turn
 from ince.errors import DataError, TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Encoded", "Encoder", "TurnTokens", "encode"]
+__all__ = ["Encoder"]
 
+_MAX_BEGINNINGS = 1024
 _PROBE = (Message("user", "a"), Message("assistant", "b"))
-
-
-@dataclass(frozen=True)
-class TurnTokens:
-    """A turn that is learnt, in tokens: from `first` to `stop`, both included."""
-
-    first: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A whole conversation or document in tokens, before truncation."""
-
-    input_ids: tuple[int, ...]
-    targets: tuple[bool, ...]
-    turns: tuple[TurnTokens, ...]
-    source: str
-
-    @property
-    def num_tokens(self) -> int:
-        """Length before truncation."""
-        return len(self.input_ids)
-
-    def truncate(self, max_length: int) -> Example:
-        """The first `max_length` tokens, with the mask contract checked on them.
-
-        Raises:
-            DataError: nothing that could be learnt is left.
-            TemplateError: a turn that is kept whole would not learn its stop token.
-        """
-        targets = self.targets[:max_length]
-        if not any(targets):
-            first = next((i for i, target in enumerate(self.targets) if target), None)
-            raise DataError(
-                "no token to learn is left within max_length",
-                got=f"the first reply begins after {first} tokens, max_length is {max_length}"
-                if first is not None
-                else "nothing to learn",
-            )
-        for turn in self.turns:
-            if turn.stop < max_length and not all(targets[turn.first : turn.stop + 1]):
-                raise TemplateError("a turn would not learn its words and its stop token")
-        cut = max(0, self.num_tokens - max_length)
-        return Example(self.input_ids[:max_length], targets, self.source, cut)
 
 
 class Encoder:
@@ -93,21 +51,20 @@ class Encoder:
                 do="use the fast tokenizer of the model (a tokenizer.json)",
             )
         self._tokenizer = tokenizer
-        self._template: ChatTemplate | None = None
-        self._control: dict[int, str] | None = None
+        # Few ids occur often: one object for each saves more than half of a split's memory.
+        self._ids: dict[int, int] = {}
+        self._beginnings: dict[str, list[int]] = {}
 
-    @property
+    @cached_property
     def template(self) -> ChatTemplate:
         """The chat template.
 
         Raises:
             TemplateError: the model has none.
         """
-        if self._template is None:
-            self._template = ChatTemplate(self._tokenizer)
-        return self._template
+        return ChatTemplate(self._tokenizer)
 
-    def encode(self, item: Conversation | Document, *, loss_on: LossOn) -> Encoded:
+    def encode(self, item: Item, *, loss_on: LossOn) -> Encoded:
         """Tokens and targets of the whole of `item`.
 
         Raises:
@@ -116,23 +73,32 @@ class Encoder:
         """
         if isinstance(item, Document):
             return self._encode_document(item)
+        if isinstance(item, Completion):
+            return self._encode_completion(item, loss_on)
         return self._encode_conversation(item, loss_on)
 
     # ------------------------------------------------------------------------- control tokens
 
-    def _control_tokens(self) -> dict[int, str]:
+    @cached_property
+    def control_tokens(self) -> dict[int, str]:
         """The tokens that give a conversation its form, by id: stops, beginnings, headers."""
-        if self._control is None:
-            added = self._tokenizer.added_tokens_decoder
-            special = {i: token.content for i, token in added.items() if token.special}
-            ends = self._end_tokens()
-            try:
-                used = {*ends, *self._tokens(self.template.render(_PROBE))[0]}
-            except TemplateError:
-                # No template, or one that wants another conversation: any of them may matter.
-                used = {*ends, *special}
-            self._control = ends | {i: text for i, text in special.items() if i in used}
-        return self._control
+        ends = self._end_tokens()
+        try:
+            used = {*ends, *self._tokens(self.template.render(_PROBE))[0]}
+        except TemplateError:
+            # No template, or one that wants another conversation: any of them may matter.
+            used = {*ends, *self._special}
+        return ends | {i: text for i, text in self._special.items() if i in used}
+
+    @cached_property
+    def _special(self) -> dict[int, str]:
+        added = self._tokenizer.added_tokens_decoder
+        return {i: token.content for i, token in added.items() if token.special}
+
+    @cached_property
+    def _control_pattern(self) -> re.Pattern[str] | None:
+        tokens = "|".join(re.escape(token) for token in self.control_tokens.values() if token)
+        return re.compile(tokens) if tokens else None
 
     def _end_tokens(self) -> dict[int, str]:
         tokenizer = self._tokenizer
@@ -143,8 +109,7 @@ class Encoder:
         return {i: str(text) for i, text in pairs if isinstance(i, int)}
 
     def _refuse_control_tokens(self, text: str) -> None:
-        tokens = "|".join(re.escape(token) for token in self._control_tokens().values() if token)
-        found = re.search(tokens, text) if tokens else None
+        found = self._control_pattern.search(text) if self._control_pattern else None
         if found is not None:
             raise DataError("the text contains a control token of the model", got=found[0])
 
@@ -174,10 +139,8 @@ class Encoder:
         which generation, where the reply comes token by token, never sees.
         """
         ids, offsets = self._tokens(text)
-        aligned = all(not a < start < b for start in starts for a, b in offsets)
-        if aligned and all(
-            self._tokens(text[:start])[0] == ids[: _index_at(offsets, start)] for start in starts
-        ):
+        aligned = not any(_cuts_a_token(offsets, start) for start in starts)
+        if aligned and all(self._begins_as(text[:start], ids, offsets) for start in starts):
             return ids, offsets
         piece_ids: list[int] = []
         piece_offsets: list[tuple[int, int]] = []
@@ -191,6 +154,24 @@ class Encoder:
             return ids, offsets
         raise TemplateError("a token reaches across the beginning of a reply")
 
+    def _begins_as(self, prompt: str, ids: list[int], offsets: list[tuple[int, int]]) -> bool:
+        """Whether the first of `ids` are the tokens of `prompt` by itself.
+
+        A special token splits a text into parts that are tokenized each for itself, so what
+        comes after the prompt's last one decides: a header such as ``assistant``, which is the
+        same in every row.
+        """
+        end = _index_at(offsets, len(prompt))
+        last = next((i for i in range(end - 1, -1, -1) if ids[i] in self._special), None)
+        if last is None:
+            return ids[:end] == self._tokens(prompt)[0]
+        tail = prompt[offsets[last][0] :]
+        if tail not in self._beginnings:
+            if len(self._beginnings) >= _MAX_BEGINNINGS:
+                self._beginnings.clear()
+            self._beginnings[tail] = self._tokens(tail)[0]
+        return ids[last:end] == self._beginnings[tail]
+
     # --------------------------------------------------------------------- conversations, texts
 
     def _encode_conversation(self, conversation: Conversation, loss_on: LossOn) -> Encoded:
@@ -201,8 +182,10 @@ class Encoder:
             messages = messages[:-1]  # Nothing after the last reply is seen by any target.
         if not messages:
             raise DataError("no assistant turn")
-        text, turns = self.template.find_turns(
-            Conversation(messages, conversation.source), only_last=loss_on != "assistant"
+        if loss_on == "completion" and len(messages) <= conversation.num_prompt:
+            raise DataError("no assistant turn in the completion")
+        text, turns = self._find_turns(
+            Conversation(messages, conversation.source), loss_on, conversation.num_prompt
         )
         ids, offsets = self._tokens_cut_at(text, [turn.start for turn in turns])
         spans = self._turn_tokens(ids, offsets, turns)
@@ -210,13 +193,36 @@ class Encoder:
         targets = [loss_on == "all"] * length
         for span in spans:
             targets[span.first : span.stop + 1] = [True] * (span.stop + 1 - span.first)
-        targets[0] = False
-        return Encoded(tuple(ids[:length]), tuple(targets), tuple(spans), conversation.source)
+        targets[0] = False  # Nothing comes before the first token.
+        return self._encoded(ids[:length], targets, spans, conversation.source)
+
+    def _find_turns(
+        self, conversation: Conversation, loss_on: LossOn, num_prompt: int
+    ) -> tuple[str, list[Turn]]:
+        last = len(conversation.messages) - 1
+        if loss_on == "all":
+            # Where all is learnt, turns are found for their stop tokens alone. A template that
+            # rewrites earlier turns teaches what it makes of them.
+            with contextlib.suppress(TemplateError):
+                return self.template.find_turns(conversation)
+        first = {"assistant": 0, "completion": num_prompt}.get(loss_on, last)
+        return self.template.find_turns(conversation, from_message=first)
+
+    def _encoded(
+        self,
+        ids: list[int],
+        targets: list[bool],
+        turns: list[TurnTokens],
+        source: str,
+        num_start: int = 0,
+    ) -> Encoded:
+        same = self._ids.setdefault
+        return Encoded(tuple(map(same, ids, ids)), tuple(targets), tuple(turns), source, num_start)
 
     def _turn_tokens(
         self, ids: list[int], offsets: list[tuple[int, int]], turns: list[Turn]
     ) -> list[TurnTokens]:
-        control = self._control_tokens()
+        control = self.control_tokens
         spans: list[TurnTokens] = []
         ends = [turn.start for turn in turns[1:]] + [offsets[-1][1] + 1]
         for turn, end in zip(turns, ends, strict=True):
@@ -241,52 +247,54 @@ class Encoder:
             )
         return spans
 
-    def _encode_document(self, document: Document) -> Encoded:
-        self._refuse_control_tokens(document.text)
+    def _stop_of(self, kind: str) -> int:
         stop = self._tokenizer.eos_token_id
         if not isinstance(stop, int):
             raise TemplateError(
-                "the tokenizer has no end token, so a text would have no end",
+                f"the tokenizer has no end token, so a {kind} would have no end",
                 where=self._tokenizer.name_or_path,
             )
+        return stop
+
+    @cached_property
+    def _start(self) -> list[int]:
+        """What the tokenizer puts before every text: a beginning token, or nothing."""
+        alone = self._tokens("a")[0]
+        whole = list(self._tokenizer("a", verbose=False)["input_ids"])
+        places = [i for i in range(len(whole)) if whole[i : i + len(alone)] == alone]
+        return whole[: places[0]] if places else []
+
+    def _encode_document(self, document: Document) -> Encoded:
+        self._refuse_control_tokens(document.text)
+        stop = self._stop_of("text")
         ids = list(self._tokenizer(document.text, verbose=False)["input_ids"])
         if ids[-1:] != [stop]:
             ids.append(stop)
-        targets = (False, *[True] * (len(ids) - 1))
-        return Encoded(tuple(ids), targets, (), document.source)
+        num_start = len(self._start) if ids[: len(self._start)] == self._start else 0
+        targets = [False, *[True] * (len(ids) - 1)]
+        turns = [TurnTokens(1, len(ids) - 1)] if len(ids) > 1 else []
+        return self._encoded(ids, targets, turns, document.source, num_start)
+
+    def _encode_completion(self, item: Completion, loss_on: LossOn) -> Encoded:
+        for text in (item.prompt, item.text):
+            self._refuse_control_tokens(text)
+        stop = self._stop_of("completion")
+        text = item.prompt + item.text
+        body, offsets = self._tokens_cut_at(text, [len(item.prompt)])
+        ids = [*self._start, *body, stop]
+        first = max(1, len(self._start) + _index_at(offsets, len(item.prompt)))
+        targets = [loss_on == "all" or i >= first for i in range(len(ids))]
+        targets[0] = False
+        turns = [TurnTokens(first, len(ids) - 1)]
+        return self._encoded(ids, targets, turns, item.source, len(self._start))
 
 
 def _index_at(offsets: list[tuple[int, int]], start: int) -> int:
     """Index of the first token that starts at character `start` or later."""
-    return next((i for i, (a, _) in enumerate(offsets) if a >= start), len(offsets))
+    return bisect_left(offsets, start, key=lambda offset: offset[0])
 
 
-def encode(
-    conversation: Conversation | Document,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    max_length: int,
-    loss_on: LossOn = "assistant",
-    truncation: Truncation = "right",
-) -> Example:
-    """One conversation or document as an example; `Encoder` serves many.
-
-    Args:
-        conversation: with an assistant turn.
-        tokenizer: of the model, with its chat template.
-        max_length: most tokens of the example.
-        loss_on: which tokens are learnt, see `DataConfig.loss_on`.
-        truncation: ``right`` cuts, ``drop`` raises for what is too long.
-
-    Raises:
-        TemplateError: the chat template cannot render it, or its turns cannot be told apart.
-        DataError: it is too long, nothing to learn is left, or its text contains control tokens.
-    """
-    encoded = Encoder(tokenizer).encode(conversation, loss_on=loss_on)
-    if truncation == "drop" and encoded.num_tokens > max_length:
-        raise DataError(
-            "longer than max_length",
-            got=f"{encoded.num_tokens} tokens",
-            expected=f"at most {max_length}",
-        )
-    return encoded.truncate(max_length)
+def _cuts_a_token(offsets: list[tuple[int, int]], start: int) -> bool:
+    """Whether character `start` is inside of a token."""
+    before = _index_at(offsets, start) - 1
+    return before >= 0 and start < offsets[before][1]

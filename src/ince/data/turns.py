@@ -5,8 +5,9 @@ roles. So a turn is not guessed from marker strings; it is found by rendering mo
 
 1. The conversation up to the turn, with the generation prompt, is what the model is given when
    it has to write that turn. It must be a prefix of the whole text; the turn starts at its end.
-2. The turn's own words must follow, all of them. When the template puts something between
-   (an empty reasoning block), a rendering with a placeholder for the words shows where they are.
+2. The turn's own words must follow, all of them; their first may be the prompt's last
+   (``<think>``). When the template puts something between (an empty reasoning block), a
+   rendering with a placeholder for the words shows where they are.
 3. When 1 fails and the template marks replies itself (``{% generation %}``), its marks are taken.
 
 Anything else is a `TemplateError`: a mask that is nearly right trains a model that is not.
@@ -27,6 +28,9 @@ __all__ = ["ChatTemplate", "Turn"]
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PLACEHOLDER = "QzInceReplyStandsHereQz"
+_MOST_GIVEN = 64
+_LAST = "train on the last turn alone with loss_on: last"
+_MARK = "mark replies with {% generation %} and {% endgeneration %} in the chat template"
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class ChatTemplate:
             raise TemplateError(
                 "the model has no chat template",
                 where=tokenizer.name_or_path,
-                do="use an instruction-tuned model, or plain text data",
+                do="use an instruction-tuned model; or plain text data, or prompts and completions "
+                "read with format: plain-completion",
             ) from error
 
     @cached_property
@@ -87,12 +92,14 @@ class ChatTemplate:
                 do="check the order and names of the roles, or leave out system messages",
             ) from error
 
-    def find_turns(self, conversation: Conversation, *, only_last: bool) -> tuple[str, list[Turn]]:
+    def find_turns(
+        self, conversation: Conversation, *, from_message: int = 0
+    ) -> tuple[str, list[Turn]]:
         """The text of a conversation that ends with an assistant turn, and its turns in it.
 
         Args:
             conversation: its last message is the assistant's.
-            only_last: find the last assistant turn alone.
+            from_message: find the assistant turns from this message on.
 
         Raises:
             TemplateError: the template cannot render it, changes the assistant's words, or
@@ -100,9 +107,8 @@ class ChatTemplate:
         """
         messages = conversation.messages
         text = self.render(messages)
-        indices = [i for i, message in enumerate(messages) if message.role == "assistant"]
-        if only_last:
-            indices = indices[-1:]
+        every = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        indices = [i for i in every if i >= from_message]
         prompts = [self.render(messages[:i], generation_prompt=True) for i in indices]
         if all(text.startswith(prompt) for prompt in prompts):
             pairs = zip(indices, prompts, strict=True)
@@ -110,10 +116,10 @@ class ChatTemplate:
         if not self.has_marks:
             raise TemplateError(
                 "the chat template rewrites earlier messages, so replies cannot be found in it",
-                do="train on the last turn alone with loss_on: last",
+                do=_LAST if text.startswith(prompts[-1]) else _MARK,
             )
         turns = self._marked_turns(text, messages)
-        return text, turns[-1:] if only_last else turns
+        return text, turns[len(every) - len(indices) :]
 
     def _turn_after(self, text: str, messages: tuple[Message, ...], i: int, prompt: str) -> Turn:
         """The turn of message `i`, which the model writes after `prompt`."""
@@ -122,6 +128,9 @@ class ChatTemplate:
         for words in (content, content.lstrip(), content.rstrip(), content.strip()):
             if text.startswith(words, start):
                 return Turn(start, start + len(words))
+        given = _given_words(content, prompt)
+        if given and text.startswith(content[given:], start):
+            return Turn(start, start + len(content) - given)
         begin, end = self._between(text, messages, i)
         if begin < start or text[begin:end].strip() != content.strip():
             raise _changed_words(content, text[max(begin, start) : end])
@@ -177,9 +186,15 @@ class ChatTemplate:
         return turns
 
 
+def _given_words(content: str, prompt: str) -> int:
+    """How many first characters of a reply the prompt has said already, as with ``<think>``."""
+    longest = min(len(content) - 1, len(prompt), _MOST_GIVEN)
+    return next((n for n in range(longest, 0, -1) if prompt.endswith(content[:n])), 0)
+
+
 def _changed_words(content: str, rendered: str | None) -> TemplateError:
     return TemplateError(
         "the chat template changes the assistant's words (some drop earlier reasoning)",
         got=rendered if rendered else content,
-        do="train on the last turn alone with loss_on: last",
+        do=_LAST,
     )

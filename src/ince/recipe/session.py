@@ -202,16 +202,7 @@ class Session:
             )
 
     def _say_split(self, name: str, split: Split) -> None:
-        report = split.report
-        line = (
-            f"{name} data: {report.num_examples:,} {report.shape} examples, "
-            f"{report.num_tokens:,} tokens, {report.num_targets:,} of them learnt"
-        )
-        if report.num_dropped:
-            line += f"; {report.num_dropped:,} rows left out"
-        if report.num_truncated:
-            line += f"; {report.num_truncated:,} cut at {self.recipe.data.max_length} tokens"
-        self.progress.say(line)
+        self.progress.say(f"{name} data: {split.report.summary()}")
 
     # ------------------------------------------------------------------------------- training
 

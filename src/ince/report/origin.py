@@ -35,6 +35,10 @@ _SPLIT_ROWS = (
     ("num_tokens", "tokens"),
     ("num_targets", "tokens trained on"),
     ("num_truncated", "examples cut to length"),
+    ("num_split", "rows split"),
+    ("num_lost_tokens", "tokens lost to length"),
+    ("num_lost_targets", "of those, to train on"),
+    ("num_lost_stops", "stop tokens lost to length"),
 )
 
 

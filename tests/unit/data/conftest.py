@@ -68,6 +68,30 @@ TEMPLATES = {
     ),
     "broken": "{{ messages[0].content.nothing.here }}",
 }
+# No system role: it becomes part of the first question. The stop is not the tokenizer's eos.
+TEMPLATES["gemma"] = (
+    "{{ bos_token }}{% set told = messages[0]['content'] + '\n\n' "
+    "if messages[0]['role'] == 'system' else '' %}"
+    "{% for m in (messages[1:] if told else messages) %}"
+    "{{ '<|start|>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
+    "{{ (told if loop.first else '') + m['content'] | trim + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>model\n' }}{% endif %}"
+)
+# Headers that are no tokens of their own.
+TEMPLATES["zephyr"] = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+# Every reply keeps what it thought; the prompt begins the thought.
+TEMPLATES["thinks"] = CHATML.replace(
+    "{{ '<|im_start|>assistant\n' }}", "{{ '<|im_start|>assistant\n<think>\n' }}"
+)
+TEMPLATES["chatml_with_marks"] = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + '<|im_end|>' }}"
+    "{% endgeneration %}{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 # The template that moves the system message, with marks: around the words, or also the stop.
 _REPLY = "{{ '<|im_start|>assistant\n' + m['content'] + '<|im_end|>\n' }}"
 TEMPLATES["marks"] = TEMPLATES["moves_system"].replace(

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ince.data.batch import IGNORED, attention_mask, collate
+from ince.data.batch import IGNORED, attention_mask
+from ince.data.collation import collate
 from ince.data.example import Example
 from ince.data.packing import Row
 

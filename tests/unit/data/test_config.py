@@ -24,7 +24,7 @@ def test_the_defaults_are_those_of_the_design():
         {"loss_on": "user"},
         {"format": "jsonl"},
         {"max_length": 1},
-        {"truncation": "left"},
+        {"truncation": "middle"},
         {"on_bad_row": "ignore"},
         {"sytem": "x"},
     ],

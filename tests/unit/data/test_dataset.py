@@ -45,6 +45,11 @@ def test_a_split_is_examples_and_the_account_of_them(write, load):
         "num_tokens": sum(e.num_tokens for e in split.examples),
         "num_targets": sum(e.num_targets for e in split.examples),
         "num_truncated": 1,
+        "num_split": 0,
+        "truncation": "right",
+        "num_lost_tokens": 125,
+        "num_lost_targets": 125,
+        "num_lost_stops": 1,
     }
     json.dumps(split.report.to_dict())
 
@@ -117,6 +122,63 @@ def test_rows_that_are_too_long_can_be_left_out(write, load):
     split = load(path, max_length=100, truncation="drop")
     assert split.report.dropped == {"longer than max_length": 1}
     assert [e.num_truncated for e in split.examples] == [0]
+
+
+LONG = {
+    "messages": [
+        {"role": role, "content": letter * 20}
+        for letter, role in zip("abcdef", ["user", "assistant"] * 3, strict=True)
+    ]
+}
+SHORT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+
+
+@pytest.mark.parametrize(
+    ("truncation", "num_examples", "lost", "said"),
+    [
+        ("right", 2, (102, 42, 2), "1 cut at their end to 80 tokens; truncation: right lost 102"),
+        ("left", 2, (122, 42, 2), "1 cut at their beginning to 80 tokens; truncation: left lost"),
+        ("split", 4, (0, 0, 0), "1 rows split"),
+        ("drop", 1, (182, 63, 3), "truncation: drop lost 182 tokens, 63 to learn, 3 stop tokens"),
+    ],
+)
+def test_what_truncation_loses_is_counted(write, load, truncation, num_examples, lost, said):
+    split = load(write(SHORT, LONG), max_length=80, truncation=truncation)
+    report = split.report
+    assert report.num_examples == len(split.examples) == num_examples
+    assert (report.lost.num_tokens, report.lost.num_targets, report.lost.num_stops) == lost
+    assert said in report.summary()
+    assert report.to_dict()["num_split"] == (truncation == "split")
+
+
+def test_parts_of_a_row_have_names_of_their_own(write, load):
+    split = load(write(LONG), max_length=80, truncation="split")
+    assert [example.source for example in split.examples] == [
+        f"train.jsonl, line 1, part {number} of 3" for number in (1, 2, 3)
+    ]
+
+
+def test_what_fits_is_not_spoken_of(write, load):
+    summary = load(write(SHORT)).report.summary()
+    assert summary == "1 messages examples, 22 tokens, 2 of them learnt"
+
+
+def test_plain_completions_need_no_template(write, load, make_tokenizer):
+    options = {"template": None, "format": "plain-completion", "loss_on": "completion"}
+    split = load(write({"prompt": "Soru: ", "completion": "Cevap."}), **options)
+    [example] = split.examples
+    assert make_tokenizer(None).decode(example.input_ids) == "Soru: Cevap.<|im_end|>"
+    assert example.num_targets == len("Cevap.") + 1
+    with pytest.raises(ConfigError, match="system message"):
+        load(write({"prompt": "a", "completion": "b"}), system="s", **options)
+
+
+def test_a_completion_is_asked_for_where_there_is_one(write, load):
+    assert len(load(write(GOOD), loss_on="completion").examples) == 1
+    with pytest.raises(ConfigError, match="messages rows have no completion"):
+        load(write(SHORT), loss_on="completion")
+    with pytest.raises(ConfigError, match="plain text has no completion"):
+        load(write("Bir.", name="a.txt"), loss_on="completion")
 
 
 def test_no_row_short_enough_is_an_error(write, load):

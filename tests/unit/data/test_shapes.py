@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ince.data.conversation import Conversation, Document
+from ince.data.conversation import Completion, Conversation, Document
 from ince.data.rows import FileRow
 from ince.data.shapes import SHAPES, clean_text, convert_row, detect_shape, shape_of
 from ince.errors import DataError
@@ -102,10 +102,56 @@ def test_text_becomes_a_document():
     assert convert_row(row, "text", "here") == Document("Bir varmış.\nBir yokmuş.", "here")
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES[:-1])
 def test_every_shape_is_its_own(shape):
     value = {"text": {"text": "x"}}.get(shape) or GOOD[shape][0]
     assert shape_of(value) == shape
+
+
+def test_a_pair_is_a_completion_where_it_is_asked_for():
+    row = FileRow(1, {"prompt": "Soru: ", "completion": "cevap"})
+    assert SHAPES[-1] == "plain-completion"
+    assert detect_shape([row]) == "prompt-completion", "plain ones are never found"
+    assert convert_row(row, SHAPES[-1], "here") == Completion("Soru: ", "cevap", "here")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"prompt": " ", "completion": "b"}, "empty prompt"),
+        ({"question": "a", "answer": ""}, "empty answer"),
+        ({"prompt": [], "completion": []}, "'prompt' is not text"),
+        ({"text": "a"}, "no prompt and completion"),
+    ],
+)
+def test_a_pair_that_is_no_completion_says_why(value, reason):
+    with pytest.raises(DataError, match=reason):
+        convert_row(FileRow(1, value), "plain-completion", "here")
+
+
+@pytest.mark.parametrize(
+    ("value", "num_prompt"),
+    [
+        ({"prompt": "a", "completion": "b"}, 1),
+        ({"prompt": "a", "completion": "b", "system": "s"}, 2),
+        (
+            {
+                "prompt": [
+                    {"role": "system", "content": " "},
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": "b"},
+                    {"role": "user", "content": "c"},
+                ],
+                "completion": [{"role": "assistant", "content": "d"}],
+            },
+            3,
+        ),
+    ],
+)
+def test_what_belongs_to_the_prompt_is_known(value, num_prompt):
+    item = convert_row(FileRow(1, value), "prompt-completion", "here")
+    assert item.num_prompt == num_prompt
+    assert [m.role for m in item.messages[num_prompt:]] == ["assistant"]
 
 
 def test_the_shape_of_most_rows_wins():

@@ -3,9 +3,11 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
-from ince.data.conversation import Conversation, Document, Message
-from ince.data.template import Encoder, encode
+from ince.data.conversation import Completion, Conversation, Document, Message
+from ince.data.template import Encoder
+from ince.data.truncation import encode
 from ince.errors import DataError, TemplateError
 
 WELL_BEHAVED = ("chatml", "llama3", "trims", "mistral", "strict")
@@ -153,6 +155,17 @@ def test_what_a_template_puts_before_a_reply_is_learnt_with_it(make_tokenizer):
     assert learnt(example, tokenizer) == ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]
 
 
+def test_a_thought_that_the_prompt_begins_is_learnt_from_where_the_model_goes_on(make_tokenizer):
+    tokenizer = make_tokenizer("thinks")
+    thought = talk("a", "<think>\nx\n</think>\n\nb", "c", "<think>\ny\n</think>\n\nd")
+    example = encode(thought, tokenizer, max_length=1000)
+    expected = ["x\n</think>\n\nb<|im_end|>", "y\n</think>\n\nd<|im_end|>"]
+    assert learnt(example, tokenizer) == expected
+    with pytest.raises(TemplateError, match="rewrites earlier messages") as caught:
+        encode(talk("a", "b"), tokenizer, max_length=1000)
+    assert "{% generation %}" in str(caught.value)
+
+
 @pytest.mark.parametrize("template", ["marks", "marks_without_stop"])
 def test_marks_are_taken_where_prompts_are_no_prefix(make_tokenizer, template):
     tokenizer = make_tokenizer(template)
@@ -235,7 +248,8 @@ def test_after_truncation_the_contract_holds_or_there_is_no_example(
     assert example.input_ids == whole.input_ids[:max_length]
     assert example.num_targets > 0
     assert not example.targets[0]
-    assert len(whole.turns) == (len(contents) // 2 if loss_on == "assistant" else 1)
+    assert len(whole.turns) == (1 if loss_on == "last" else len(contents) // 2)
+    assert example.stops == tuple(t.stop for t in whole.turns if t.stop < max_length)
     for turn in whole.turns:
         assert all(example.targets[turn.first : turn.stop + 1])
 
@@ -261,11 +275,58 @@ def test_a_document_is_learnt_whole_with_its_end(make_tokenizer):
     assert example.targets == (False, *[True] * (example.num_tokens - 1))
 
 
-def test_a_document_needs_an_end_token(make_tokenizer):
+@pytest.mark.parametrize("kind", ["text", "completion"])
+def test_what_has_no_template_needs_an_end_token(make_tokenizer, kind):
     tokenizer = make_tokenizer(None)
     tokenizer.eos_token = None
-    with pytest.raises(TemplateError, match="no end token"):
-        encode(Document("a", "here"), tokenizer, max_length=100)
+    item = Document("a", "here") if kind == "text" else Completion("a", "b", "here")
+    with pytest.raises(TemplateError, match=f"no end token, so a {kind}"):
+        encode(item, tokenizer, max_length=100)
+
+
+@pytest.fixture
+def beginning_tokenizer(make_tokenizer):
+    """One that puts <s> before every text, as Llama's does."""
+    tokenizer = make_tokenizer(None, (("Ġ", "a"), ("Ċ", "Ċ")))
+    start = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", start)]
+    )
+    return tokenizer
+
+
+@quick
+@given(prompt=texts, completion=texts)
+def test_a_completion_comes_after_exactly_the_prompt(beginning_tokenizer, prompt, completion):
+    example = encode(Completion(prompt, completion, "here"), beginning_tokenizer, max_length=1000)
+    assert learnt(example, beginning_tokenizer) == [completion + "<|im_end|>"]
+    first = example.targets.index(True)
+    assert list(example.input_ids[:first]) == beginning_tokenizer(prompt)["input_ids"]
+    assert example.stops == (example.num_tokens - 1,)
+
+
+def test_a_completion_is_learnt_with_its_prompt_where_all_is_learnt(beginning_tokenizer):
+    item = Completion("soru", "cevap", "here")
+    example = encode(item, beginning_tokenizer, max_length=100, loss_on="all")
+    assert learnt(example, beginning_tokenizer) == ["sorucevap<|im_end|>"]
+
+
+def test_of_a_prompt_with_replies_the_completion_is_learnt(make_tokenizer):
+    tokenizer = make_tokenizer("chatml")
+    row = Conversation(talk("a", "b", "c", "d", "e", "f").messages, "here", num_prompt=3)
+    for item in (row, row.with_system("s")):
+        example = encode(item, tokenizer, max_length=1000, loss_on="completion")
+        assert learnt(example, tokenizer) == ["d<|im_end|>", "f<|im_end|>"]
+    silent = Conversation(row.messages, "here", num_prompt=6)
+    with pytest.raises(DataError, match="no assistant turn in the completion"):
+        encode(silent, tokenizer, max_length=1000, loss_on="completion")
+
+
+def test_ids_that_are_equal_are_one_object(make_tokenizer):
+    encoder = Encoder(make_tokenizer("chatml"))
+    first, second = (encoder.encode(talk("a", word), loss_on="last") for word in ("b", "c"))
+    pairs = zip(first.input_ids[:9], second.input_ids[:9], strict=True)
+    assert all(a is b for a, b in pairs)
 
 
 def test_a_tokenizer_without_offsets_is_refused(make_tokenizer):

@@ -16,7 +16,7 @@ TALK = Conversation(
 
 
 def found(template, *, only_last=False):
-    text, turns = template.find_turns(TALK, only_last=only_last)
+    text, turns = template.find_turns(TALK, from_message=3 if only_last else 0)
     return [text[turn.start : turn.content_end] for turn in turns]
 
 
@@ -44,7 +44,7 @@ def test_marks_are_seen(make_tokenizer):
 def test_words_that_occur_in_the_template_are_found_all_the_same(make_tokenizer):
     template = ChatTemplate(make_tokenizer("drops_reasoning"))
     talk = Conversation((Message("user", "a"), Message("assistant", "k")), "here")
-    text, [turn] = template.find_turns(talk, only_last=False)
+    text, [turn] = template.find_turns(talk, from_message=0)
     assert text[turn.start : turn.content_end] == "<think>\n\n</think>\n\nk"
 
 
