@@ -20,6 +20,10 @@ model card are made from it. It holds plain JSON, so that a program without ince
                  "tokens_per_second", "first_loss", "final_loss",
                  "num_skipped", "num_spikes", "adapter_step" (whose adapter the result is),
                  "best_step", "best_loss" (null without evaluations), "stopped_early"}
+    memory      {"limit_bytes", "limit" (null without one), "held_bytes" before the first step,
+                 "probes": [{"num_rows", "length", "num_targets", "peak_bytes", "fits"}],
+                 "expected_bytes", "measured_bytes" of the worst step, "micro_batch_tokens",
+                 "cuts": [{"step", "micro_batch_tokens"}]}
     evaluation  the content of eval.json (below) | null
     proofs      [{"name", "value" (null when it was not finite), "limit", "unit", "holds",
                  "detail"}]
@@ -42,6 +46,7 @@ model card are made from it. It holds plain JSON, so that a program without ince
     {"step", "samples": [{"prompt", "expected", "output"}]}
     {"step", "event": "skipped", "what", "sources": [row, …]}
     {"step", "event": "spike", "spike_loss", "limit", "sources": [row, …]}
+    {"step", "event": "micro-batch cut", "what", "micro_batch_tokens"}
 """
 
 import importlib.metadata

@@ -5,11 +5,14 @@ The section `train` of a recipe. It describes; `ince.train` builds what is descr
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ince.errors import InputError
+from ince.units import parse_bytes
 
 __all__ = ["NOT_OF_THE_RESULT", "EarlyStopping", "TrainConfig"]
 
-NOT_OF_THE_RESULT = ("save_retries", "save_wait_seconds")
+NOT_OF_THE_RESULT = ("memory", "save_retries", "save_wait_seconds")
 """Fields that may change while a run goes on: they decide how it fares, not what comes out."""
 
 _SECTION = ConfigDict(
@@ -46,6 +49,11 @@ class TrainConfig(BaseModel):
     micro_batch_tokens: int | None = Field(default=None, ge=8)
     """Tokens in one forward, at most; gradients of several add up to a step.
     None: the whole batch at once."""
+
+    memory: int | None = Field(default=None, ge=1)
+    """What the run may hold, such as ``3GiB``: of the process on a CPU, of the device on a GPU.
+    What does not fit is cut into smaller micro-batches. None: on a CPU no limit, on a GPU what
+    is free."""
 
     lr: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
@@ -114,6 +122,16 @@ class TrainConfig(BaseModel):
 
     save_wait_seconds: float = Field(default=5.0, gt=0)
     """Pause before the first of them, doubled each time: by default five minutes in all."""
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _bytes(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return parse_bytes(value)
+        except InputError as error:
+            raise ValueError(f"{error.what}: {value!r}; write it as in 3GiB or 512 MiB") from error
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -14,9 +14,11 @@ from torch import nn
 
 from ince.data.example import Example
 from ince.errors import InterruptedRunError, TrainingError
+from ince.record import RunRecord
 from ince.train.config import TrainConfig
 from ince.train.interrupt import StopRequest, stop_request
 from ince.train.log import RunLog
+from ince.train.memory_guard import MemoryGuard
 from ince.train.observer import Observer
 from ince.train.run import TrainRun
 from ince.train.saving import save_patiently
@@ -64,6 +66,7 @@ def train(
     sample: Callable[[], list[dict[str, str]]] | None = None,
     stop_after: int | None = None,
     lr_at: Callable[[int], float] | None = None,
+    record: RunRecord | None = None,
 ) -> TrainResult:
     """Train until the config's budget is used, resuming from the newest whole checkpoint.
 
@@ -84,10 +87,12 @@ def train(
         stop_after: end after this step though the plan is longer, evaluated and saved, to be gone
             on with later. The schedule is that of the whole plan.
         lr_at: the learning rate of a step, counted from 0, in place of the config's schedule.
+        record: of the run; gets what was found out about memory.
 
     Raises:
         InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was saved first.
-        TrainingError: nothing to train, or losses in a row that are not finite.
+        TrainingError: nothing to train, losses in a row that are not finite, or not even one row
+            fits into memory.
         CorruptFileError: checkpoints exist and none is whole, or they are of another recipe.
         DiskFullError: no checkpoint could be saved for minutes; the last one is good.
     """
@@ -118,16 +123,21 @@ def train(
             do="name them in data.eval, or leave train.early_stopping out",
         )
     run.resume()
+    guard = MemoryGuard(run, record=record)
+    if run.state.step < end and not run.is_done:
+        guard.prepare()
     observer.started(run.state.step, plan.num_steps)
     with (
         stop_request() as stop,
         RunLog(run_dir / "log.jsonl", from_step=run.state.step, say=observer.said) as log,
+        guard,
     ):
         while run.state.step < end and not run.is_done:
-            report = run.step()
+            report = guard.step()
             log.write(**report.line())
-            if report.event is not None:
-                log.write(step=report.step, **report.event)
+            for event in (report.event, *guard.take_events()):
+                if event is not None:
+                    log.write(step=report.step, **event)
             observer.stepped(report)
             step = report.step
             last, best = step >= end, False

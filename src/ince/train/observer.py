@@ -19,7 +19,7 @@ class StepReport:
         num_tokens, num_targets: of this step.
         total_tokens, total_targets: of the run up to here.
         seconds: that it took.
-        peak_bytes: the most memory the process has held so far.
+        peak_bytes: the most memory that was held: in the step, where the loop measures it.
         num_skipped: steps of the run that were passed over, up to here.
         skipped: it was passed over itself, and nothing was updated.
         best_step, best_loss: of the run's evaluations up to here; None where there was none.

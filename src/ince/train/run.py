@@ -12,12 +12,14 @@ loop's to say (`ince.train.loop`).
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from ince.data import Row
 from ince.errors import CorruptFileError
 from ince.heap import give_back
 from ince.optim import (
@@ -147,8 +149,35 @@ class TrainRun:
         finally:
             self.model.eval()
 
-    def step(self) -> StepReport:
+    def rehearse(self, rows: Sequence[Row]) -> None:
+        """Forward and backward of `rows` in one piece, of which nothing remains.
+
+        Gradients are dropped and random numbers put back, so that the run is what it was.
+        """
+        device = next(iter(self.parameters.values())).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self.model.train()
+            try:
+                accumulate(
+                    self.model,
+                    rows,
+                    parameters=self.parameters,
+                    max_grad_norm=self.config.max_grad_norm,
+                    micro_batch_tokens=None,
+                    pad_id=self.pad_id,
+                    seed=self.config.seed,
+                    step=self.state.step,
+                )
+            finally:
+                self.model.eval()
+                for parameter in self.parameters.values():
+                    parameter.grad = None
+
+    def step(self, backward: Callable[[], StepGradient] | None = None) -> StepReport:
         """One optimizer step, passed over when its loss or gradient is not finite.
+
+        Args:
+            backward: in place of the run's own, which it may call more than once.
 
         Raises:
             TrainingError: too many were passed over in a row; no parameter was changed.
@@ -156,7 +185,7 @@ class TrainRun:
         state = self.state
         lr = self._lr_at(state.step)
         started = time.monotonic()
-        gradient = self.backward()
+        gradient = self.backward() if backward is None else backward()
         usable = is_usable(gradient)
         if usable:
             set_learning_rate(self.optimizer, lr)

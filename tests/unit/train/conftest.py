@@ -83,7 +83,7 @@ class SmallRun:
     def __call__(self, folder, observer=None, *, model=None, dropout=0.1, digest="d", **changes):
         """Train; returns the model and the result. `changes` are of the config or of `train`."""
         settings = {"batch_tokens": 32, "lr": 1e-2, "epochs": 2, "save_every": 3} | changes
-        names = ("evaluate", "sample", "stop_after", "lr_at")
+        names = ("evaluate", "sample", "stop_after", "lr_at", "record")
         extra = {k: settings.pop(k) for k in names if k in settings}
         model = model or self.model(dropout=dropout)
         result = train(
