@@ -15,6 +15,7 @@ from ince.ops.four_bit import dequantize_4bit, quantize_4bit
 from ince.ops.gated import ACTIVATIONS, gated_activation, gated_activation_backward_
 from ince.ops.linear import gemv_4bit, linear_4bit
 from ince.ops.norm import rms_norm, rms_norm_add_input_grad_, rms_norm_input_grad
+from ince.ops.rotary import rope, rope_, rope_input_grad
 
 __all__ = [
     "ACTIVATIONS",
@@ -40,5 +41,8 @@ __all__ = [
     "rms_norm",
     "rms_norm_add_input_grad_",
     "rms_norm_input_grad",
+    "rope",
+    "rope_",
+    "rope_input_grad",
     "triton",
 ]

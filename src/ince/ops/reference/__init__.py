@@ -10,6 +10,7 @@ from ince.ops.reference.four_bit import dequantize_4bit, quantize_4bit, refuse_n
 from ince.ops.reference.gated import gated_activation, gated_activation_backward_
 from ince.ops.reference.linear import gemv_4bit, linear_4bit, linear_4bit_input_grad
 from ince.ops.reference.norm import rms_norm, rms_norm_add_input_grad_, rms_norm_input_grad
+from ince.ops.reference.rotary import rope, rope_, rope_input_grad
 
 __all__ = [
     "attention_tiles",
@@ -28,4 +29,7 @@ __all__ = [
     "rms_norm",
     "rms_norm_add_input_grad_",
     "rms_norm_input_grad",
+    "rope",
+    "rope_",
+    "rope_input_grad",
 ]

@@ -99,3 +99,16 @@ INCE_API void ince_gated_grad(void* dh, int64_t dh_stride, void* gate, int64_t g
              return part;
            });
 }
+
+INCE_API void ince_rotate(const Heads* queries, const Heads* keys, int32_t dtype,
+                          const void* cosines, const void* sines, int64_t table_sequence,
+                          int64_t table_position, int32_t table_dtype, int64_t num_sequences,
+                          int64_t num_positions, int64_t head_size, int64_t num_rotated,
+                          int32_t transposed, int32_t threads) {
+  const RotateArgs args{{*queries, *keys}, DType(dtype),   DType(table_dtype), cosines,
+                        sines,             table_sequence, table_position,     num_positions,
+                        head_size,         num_rotated,    transposed != 0};
+  const int64_t token_size = (queries->num_heads + keys->num_heads) * head_size;
+  parallel_for(num_sequences * num_positions, rows_of(token_size), threads,
+               [&](int64_t first, int64_t last) { kernels->training->rotate(args, first, last); });
+}

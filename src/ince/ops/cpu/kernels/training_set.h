@@ -4,11 +4,12 @@
 
 #include "gated.h"
 #include "norm.h"
+#include "rotary.h"
 
 namespace ince {
 namespace {
 
-const Training kTraining = {norm, norm_grad, gated, gated_grad};
+const Training kTraining = {norm, norm_grad, gated, gated_grad, rotate};
 
 }  // namespace
 }  // namespace ince
