@@ -62,6 +62,14 @@ class TrainConfig(BaseModel):
     """How many times as fast as A each B learns (LoRA+, arXiv:2402.12354); 16 is usual.
     None: as fast."""
 
+    layer_lr_decay: float | None = Field(default=None, gt=0, le=1)
+    """How fast each layer learns, as a share of the layer after it; 0.9 to 0.95 is usual.
+    None: all alike."""
+
+    lr_multipliers: dict[str, float] = Field(default_factory=dict)
+    """Factors on the learning rate of what their patterns match: dotted words of a parameter's
+    name (``q_proj``, ``layers.0``, ``lora_B``), or a regular expression for all of it."""
+
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate after warm-up: down to zero, or level."""
 
@@ -142,6 +150,9 @@ class TrainConfig(BaseModel):
                 f"micro_batch_tokens is {self.micro_batch_tokens}, "
                 f"more than batch_tokens, {self.batch_tokens}"
             )
+        wrong = [f"{name}: {factor}" for name, factor in self.lr_multipliers.items() if factor <= 0]
+        if wrong:
+            raise ValueError(f"lr_multipliers has {', '.join(wrong)}; each must be more than 0")
         if self.eval_every is None and self.early_stopping is not None:
             raise ValueError("early_stopping needs eval_every, the steps between evaluations")
         if self.eval_every is None and self.keep_best:
