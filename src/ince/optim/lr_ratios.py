@@ -68,17 +68,11 @@ def depth_ratios(model: nn.Module, names: Collection[str], decay: float) -> dict
     """
     lengths = {name: len(m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
     places = {name: _place(name, lengths) for name in names}
-    deepest = max(
-        (length for place in places.values() if place for _, length in [place]), default=0
-    )
-    if not deepest:
+    deepest = max((place[1] for place in places.values() if place is not None), default=0)
+    if deepest == 0:
         raise ConfigError(
             "the model has no layers to count",
-            problems=[
-                Problem(
-                    "layer_lr_decay", f"{len(names)} parameters learn, none in a list of layers"
-                )
-            ],
+            problems=[Problem("layer_lr_decay", "what learns is in no list of layers")],
         )
     before = _embedded(model)
     ratios: dict[str, float] = {}

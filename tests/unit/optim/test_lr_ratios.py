@@ -50,9 +50,8 @@ def test_each_layer_learns_slower_than_the_next():
     found = {}
     for name, ratio in ratios.items():
         words = name.split(".")
-        found.setdefault(".".join(words[:2]) if words[0] == "layers" else words[0], set()).add(
-            ratio
-        )
+        place = ".".join(words[:2]) if words[0] == "layers" else words[0]
+        found.setdefault(place, set()).add(ratio)
     assert found == {
         "embed": {0.125},
         "layers.0": {0.25},
