@@ -14,6 +14,7 @@ from ince.ops.codes import BLOCKSIZES, CODES, NF4_CODE, QUANT_TYPES, code_of, dy
 from ince.ops.four_bit import dequantize_4bit, quantize_4bit
 from ince.ops.gated import ACTIVATIONS, gated_activation, gated_activation_backward_
 from ince.ops.linear import gemv_4bit, linear_4bit
+from ince.ops.native import native_dtype
 from ince.ops.norm import rms_norm, rms_norm_add_input_grad_, rms_norm_input_grad
 from ince.ops.rotary import rope, rope_, rope_input_grad
 
@@ -33,6 +34,7 @@ __all__ = [
     "gated_activation_backward_",
     "gemv_4bit",
     "linear_4bit",
+    "native_dtype",
     "packed_attention",
     "packed_attention_backward",
     "quantize_4bit",

@@ -151,7 +151,7 @@ class Session:
             base, tokenizer = load_model(
                 resolved,
                 quantization=section.to_nf4_config(),
-                dtype=getattr(torch, section.compute_dtype),
+                dtype=section.torch_dtype,
                 device=section.device,
                 progress=report,
             )
@@ -168,6 +168,7 @@ class Session:
             "license": resolved.license,
             "num_parameters": num_total - num_trainable,
             "weight_bytes": _held_bytes(model),
+            "compute_dtype": str(base.dtype).removeprefix("torch."),
             "quantization": None
             if section.quantize is None
             else {
