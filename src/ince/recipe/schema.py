@@ -94,13 +94,15 @@ class ModelSection(BaseModel):
             return None
         from ince.quant import NF4Config
 
-        return NF4Config(
-            blocksize=self.blocksize,
-            double_quant=self.double_quant,
-            scale_search=self.scale_search,
-            quantize_head=self.quantize_head,
-            **({} if self.compute_dtype == "auto" else {"compute_dtype": self.compute_dtype}),
-        )
+        settings: dict[str, object] = {
+            "blocksize": self.blocksize,
+            "double_quant": self.double_quant,
+            "scale_search": self.scale_search,
+            "quantize_head": self.quantize_head,
+        }
+        if self.compute_dtype != "auto":
+            settings["compute_dtype"] = self.compute_dtype
+        return NF4Config.model_validate(settings)
 
     @property
     def torch_dtype(self) -> "torch.dtype | None":

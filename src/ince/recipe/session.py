@@ -300,6 +300,7 @@ class Session:
             "tokens_per_second": round(result.tokens_per_second, 2),
             "first_loss": result.first_loss,
             "final_loss": result.final_loss,
+            "computed": result.computed,
             "num_skipped": result.num_skipped,
             "num_spikes": result.num_spikes,
             "adapter_step": result.adapter_step,

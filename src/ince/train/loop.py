@@ -15,6 +15,8 @@ from torch import nn
 from ince.data.example import Example
 from ince.errors import InterruptedRunError, TrainingError
 from ince.record import RunRecord
+from ince.errors import InterruptedRunError
+from ince.train.compute import ComputeReport, computed_as
 from ince.train.config import TrainConfig
 from ince.train.interrupt import StopRequest, stop_request
 from ince.train.log import RunLog
@@ -49,6 +51,8 @@ class TrainResult:
     best_loss: float | None
     """Of the evaluations, in nats; None where there was none."""
     stopped_early: bool
+    computed: dict[str, object]
+    """What was fused, kept and compiled; of the last sitting."""
 
 
 def train(
@@ -128,6 +132,7 @@ def train(
         guard.prepare()
     observer.started(run.state.step, plan.num_steps)
     with (
+        computed_as(model, config, trial=run.backward, say=observer.said) as computed,
         stop_request() as stop,
         RunLog(run_dir / "log.jsonl", from_step=run.state.step, say=observer.said) as log,
         guard,
@@ -165,6 +170,7 @@ def train(
                     do="run the same command again to go on",
                 )
     return _result(run, run.take_result() if run.is_done else run.state.step)
+    return _result(run, computed)
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -190,6 +196,7 @@ def _save(run: TrainRun, log: RunLog, stop: StopRequest) -> None:
 
 
 def _result(run: TrainRun, adapter_step: int) -> TrainResult:
+def _result(run: TrainRun, computed: ComputeReport) -> TrainResult:
     state = run.state
     return TrainResult(
         steps=state.step,
@@ -206,4 +213,5 @@ def _result(run: TrainRun, adapter_step: int) -> TrainResult:
         best_step=state.best_step,
         best_loss=state.best_loss,
         stopped_early=state.stopped_early,
+        computed=computed.to_dict(),
     )
