@@ -12,7 +12,6 @@ from ince.models.packaged import PACKAGED_MODELS
 from ince.models.packed_attention import packed_row_attention
 from ince.models.quantized_folder import save_quantized
 from ince.models.reference import ResolvedModel, resolve
-from ince.models.short_rows import short_row_attention
 from ince.models.target_hidden import OutputHead, hidden_only_at, output_head
 from ince.models.target_logits import logits_only_at
 

@@ -169,8 +169,7 @@ def train(
                     where=run_dir / "checkpoints" / f"step-{run.saved_step:06d}",
                     do="run the same command again to go on",
                 )
-    return _result(run, run.take_result() if run.is_done else run.state.step)
-    return _result(run, computed)
+    return _result(run, run.take_result() if run.is_done else run.state.step, computed)
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -195,8 +194,7 @@ def _save(run: TrainRun, log: RunLog, stop: StopRequest) -> None:
     )
 
 
-def _result(run: TrainRun, adapter_step: int) -> TrainResult:
-def _result(run: TrainRun, computed: ComputeReport) -> TrainResult:
+def _result(run: TrainRun, adapter_step: int, computed: ComputeReport) -> TrainResult:
     state = run.state
     return TrainResult(
         steps=state.step,

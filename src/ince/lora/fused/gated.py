@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ince.lora.fused.activation import gated_activation, gated_activation_backward_
 from ince.lora.fused.low_rank import (
     Kept,
     backward,
@@ -25,6 +24,7 @@ from ince.lora.fused.low_rank import (
     projected,
 )
 from ince.lora.fused.part import Part, part_of
+from ince.ops import gated_activation, gated_activation_backward_
 
 __all__ = ["gated_mlp"]
 
