@@ -54,6 +54,7 @@ class TrainConfig(BaseModel):
     """What the run may hold, such as ``3GiB``: of the process on a CPU, of the device on a GPU.
     What does not fit is cut into smaller micro-batches. None: on a CPU no limit, on a GPU what
     is free."""
+
     activations: Literal["keep", "recompute", "offload"] = "keep"
     """What is kept for the backward pass: everything; the inputs of layers, which then run once
     more; or those, in pinned memory instead of on the accelerator."""

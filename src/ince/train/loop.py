@@ -15,7 +15,6 @@ from torch import nn
 from ince.data.example import Example
 from ince.errors import InterruptedRunError, TrainingError
 from ince.record import RunRecord
-from ince.errors import InterruptedRunError
 from ince.train.compute import ComputeReport, computed_as
 from ince.train.config import TrainConfig
 from ince.train.interrupt import StopRequest, stop_request
@@ -128,8 +127,6 @@ def train(
         )
     run.resume()
     guard = MemoryGuard(run, record=record)
-    if run.state.step < end and not run.is_done:
-        guard.prepare()
     observer.started(run.state.step, plan.num_steps)
     with (
         computed_as(model, config, trial=run.backward, say=observer.said) as computed,
@@ -137,6 +134,8 @@ def train(
         RunLog(run_dir / "log.jsonl", from_step=run.state.step, say=observer.said) as log,
         guard,
     ):
+        if run.state.step < end and not run.is_done:
+            guard.prepare()
         while run.state.step < end and not run.is_done:
             report = guard.step()
             log.write(**report.line())
