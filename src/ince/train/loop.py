@@ -127,6 +127,8 @@ def train(
         )
     run.resume()
     guard = MemoryGuard(run, record=record)
+    if (packing_facts := plan.packing_facts()) is not None:
+        observer.said(str(packing_facts))
     observer.started(run.state.step, plan.num_steps)
     with (
         computed_as(model, config, trial=run.backward, say=observer.said) as computed,
