@@ -93,12 +93,30 @@ struct RotateArgs {
   bool transposed;
 };
 
+// The target of a row that has no loss.
+constexpr int64_t kIgnored = -100;
+
+// loss = log(sum(exp(z))) - z[target] with z = softcap * tanh(logits / softcap), or the logits.
+struct CrossEntropyArgs {
+  void* logits;  // which the gradient times `scale` replaces
+  int64_t stride;
+  DType dtype;
+  const int64_t* targets;  // below num_cols, or kIgnored
+  int64_t num_cols;
+  float softcap;         // 0 for none
+  float scale;           // of the gradient alone
+  const float* weights;  // one a row, of loss and gradient; or null
+  float* losses;
+};
+
 struct Training {
   void (*norm)(const NormArgs& args, int64_t first, int64_t last);
   void (*norm_grad)(const NormGradArgs& args, int64_t first, int64_t last);
   void (*gated)(const GatedArgs& args, int64_t first, int64_t last);
   void (*gated_grad)(const GatedGradArgs& args, int64_t first, int64_t last);
   void (*rotate)(const RotateArgs& args, int64_t first, int64_t last);
+  void (*cross_entropy)(const CrossEntropyArgs& args, int64_t first, int64_t last);
+  void (*cross_entropy_grad)(const CrossEntropyArgs& args, int64_t first, int64_t last);
 };
 
 }  // namespace ince

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "cross_entropy.h"
 #include "gated.h"
 #include "norm.h"
 #include "rotary.h"
@@ -9,7 +10,8 @@
 namespace ince {
 namespace {
 
-const Training kTraining = {norm, norm_grad, gated, gated_grad, rotate};
+const Training kTraining = {norm,   norm_grad,     gated,             gated_grad,
+                            rotate, cross_entropy, cross_entropy_grad};
 
 }  // namespace
 }  // namespace ince
