@@ -131,3 +131,49 @@ def test_a_variant_changes_the_recipe_and_the_environment(training):
     )
     with pytest.raises(ValueError, match="section.key=value"):
         parse("plain:packing=false")
+
+
+@pytest.mark.long
+def test_the_program_for_a_gpu_runs_on_tiny_shapes_without_one(tmp_path):
+    command = [sys.executable, "benchmarks/train_gpu.py", "--device", "cpu", "--quick"]
+    done = subprocess.run(
+        [*command, "--libraries", "ince", "--steps", "1", "--out", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "train_gpu.json").read_text(encoding="utf-8"))
+    assert [result["case"]["base"] for result in record["results"]] == ["nf4", "bf16"]
+    for result in record["results"]:
+        figures = result["figures"]
+        assert len(figures["step_seconds"]) == 1
+        assert all(is_figure(figures[key]) for key in ("tokens_per_second", "share_of_peak"))
+    page = (tmp_path / "train_gpu.md").read_text(encoding="utf-8")
+    assert page.count("| ince |") == 2
+
+
+def test_goals_of_a_gpu_compare_with_the_best_peer_of_a_case(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    goals = importlib.import_module("train_gpu").goals
+
+    def result(name, library, **figures):
+        return {"case": {"name": name, "library": library}, "figures": figures}
+
+    name, large, gib = "8b nf4 r=16 2048 tokens", "70b nf4 r=16 2048 tokens", 1 << 30
+    found = goals(
+        [
+            result(name, "ince", tokens_per_second=150.0, peak_bytes=7 * gib),
+            result(name, "TRL", tokens_per_second=100.0, peak_bytes=10 * gib),
+            result(large, "ince", reserved_bytes=47 * gib, share_of_peak=0.5),
+            result(large, "TRL", error="out of memory"),
+        ]
+    )
+    assert [(value, reached) for _, value, _, reached in found] == [
+        (1.5, True),
+        (0.7, True),
+        (47.0, False),
+        (0.5, True),
+    ]
