@@ -8,9 +8,11 @@ freedom, both of variance 1, a million each; and the squared error of the larges
 a searched scale no longer keeps exact.
 
 *perplexity*: SmolLM2-135M-Instruct on English (docstrings of numpy and of Python's library) and on
-Turkish (sentences of treebanks). Its linear layers are rounded to each format and back; all else
-stays in bfloat16. Two things are measured at each token: its loss, whose exponent is perplexity,
-and the Kullback-Leibler divergence of the predictions from those of the model in bf16.
+Turkish (sentences of treebanks), the first 256 tokens of each text. Its linear layers are rounded
+to each format and back to bfloat16; all else stays as it is. Products are taken in float32, so
+that weights alone make the difference. Two things are measured at each token: its loss, whose
+exponent is perplexity, and the Kullback-Leibler divergence of the predictions from those of the
+model in bf16.
 
 A rounding is one draw of many: where blocks begin decides which weights go up and which down.
 To the loss that is a step in a random direction, which may help as well as harm, and is larger
@@ -55,6 +57,7 @@ LIBRARY = (
     "statistics string subprocess tarfile tempfile textwrap threading typing unittest uuid zipfile"
 )
 TEXT_CHARACTERS = 1200
+TEXT_TOKENS = 256
 RESAMPLES = 2000
 ROWS = 256  # of logits at once
 # Candidates of the experiments, as multiples of the largest magnitude.
@@ -189,7 +192,7 @@ def turkish(limit):
 
 
 def load(settings):
-    """The model and its tokenizer, or a tiny one with random weights."""
+    """The model with its weights in bf16, and the tokenizer; or a tiny one, drawn at random."""
     if not settings.quick:
         return ince.load_model(MODEL, dtype=torch.bfloat16, device="cpu")
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -216,14 +219,17 @@ class Measured:
     def __init__(self, settings):
         self.model, tokenizer = load(settings)
         texts = {"english": english(settings.num_texts), "turkish": turkish(settings.num_texts)}
-        self.num_bytes = {kind: sum(len(t.encode()) for t in each) for kind, each in texts.items()}
-        start = tokenizer.bos_token_id
-        self.ids = {
-            kind: [
-                torch.tensor([[start, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
-                for text in each
-            ]
+        start, end = tokenizer.bos_token_id, settings.num_tokens
+        tokens = {
+            kind: [tokenizer(text, add_special_tokens=False)["input_ids"][:end] for text in each]
             for kind, each in texts.items()
+        }
+        self.num_bytes = {
+            kind: sum(len(tokenizer.decode(ids).encode()) for ids in each)
+            for kind, each in tokens.items()
+        }
+        self.ids = {
+            kind: [torch.tensor([[start, *ids]]) for ids in each] for kind, each in tokens.items()
         }
         self.num_tokens = {
             kind: np.array([ids.shape[1] - 1 for ids in each]) for kind, each in self.ids.items()
@@ -234,6 +240,7 @@ class Measured:
             if isinstance(module, nn.Linear) and name != "lm_head"
         }
         self.weights = {name: layer.weight.clone() for name, layer in self.layers.items()}
+        self.model.float()
         # Small beside the logits, which come from them again.
         self.base = {kind: [self.last(ids) for ids in each] for kind, each in self.ids.items()}
 
@@ -250,7 +257,7 @@ class Measured:
                 continue
             generator = torch.Generator().manual_seed(1000 * order + number)
             columns = torch.randperm(weight.shape[1], generator=generator)
-            layer.weight[:, columns] = rounded(weight[:, columns].contiguous())
+            layer.weight[:, columns] = rounded(weight[:, columns].contiguous()).float()
 
     def read(self):
         """By language, (texts, 2): the loss and the divergence of each text, summed, in nats."""
@@ -387,6 +394,7 @@ class Settings:
         self.quick = arguments.quick
         self.draws = 1 if arguments.quick else arguments.draws
         self.num_texts = 2 if arguments.quick else arguments.texts
+        self.num_tokens = 16 if arguments.quick else TEXT_TOKENS
         self.formats = FORMATS | (EXPERIMENTS if arguments.experiments or arguments.quick else {})
         if arguments.formats:
             wanted = arguments.formats.split("/")
