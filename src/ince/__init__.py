@@ -68,10 +68,12 @@ if TYPE_CHECKING:
     from ince.quant import Linear4bit, NF4Config
     from ince.recipe import Recipe, load_recipe
     from ince.recipe.run import run_recipe
+    from ince.train.hf_trainer import AdapterTrainerMixin, Trainer
 
 __all__ = [
     "AdaLoraConfig",
     "AdapterSlots",
+    "AdapterTrainerMixin",
     "AutoPeftModel",
     "AutoPeftModelForCausalLM",
     "AutoPeftModelForFeatureExtraction",
@@ -102,6 +104,7 @@ __all__ = [
     "Recipe",
     "Survival",
     "TaskType",
+    "Trainer",
     "VeraConfig",
     "cast_mixed_precision_params",
     "create_lorafa_optimizer",
@@ -130,6 +133,7 @@ __all__ = [
 _HOMES = {
     "AdaLoraConfig": "ince.lora",
     "AdapterSlots": "ince.lora",
+    "AdapterTrainerMixin": "ince.train.hf_trainer",
     "AutoPeftModel": "ince.lora",
     "AutoPeftModelForCausalLM": "ince.lora",
     "AutoPeftModelForFeatureExtraction": "ince.lora",
@@ -160,6 +164,7 @@ _HOMES = {
     "Recipe": "ince.recipe",
     "Survival": "ince.lora",
     "TaskType": "ince.lora",
+    "Trainer": "ince.train.hf_trainer",
     "VeraConfig": "ince.lora",
     "cast_mixed_precision_params": "ince.lora",
     "create_lorafa_optimizer": "ince.optim",

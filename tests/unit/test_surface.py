@@ -9,6 +9,7 @@ def test_the_names_of_the_library():
     assert ince.__all__ == [
         "AdaLoraConfig",
         "AdapterSlots",
+        "AdapterTrainerMixin",
         "AutoPeftModel",
         "AutoPeftModelForCausalLM",
         "AutoPeftModelForFeatureExtraction",
@@ -39,6 +40,7 @@ def test_the_names_of_the_library():
         "Recipe",
         "Survival",
         "TaskType",
+        "Trainer",
         "VeraConfig",
         "cast_mixed_precision_params",
         "create_lorafa_optimizer",

@@ -15,7 +15,6 @@ from torch import nn
 from ince.data.example import Example
 from ince.errors import InterruptedRunError, TrainingError
 from ince.record import RunRecord
-from ince.train.compute import ComputeReport, computed_as
 from ince.train.config import TrainConfig
 from ince.train.interrupt import StopRequest, stop_request
 from ince.train.log import RunLog
@@ -50,8 +49,6 @@ class TrainResult:
     best_loss: float | None
     """Of the evaluations, in nats; None where there was none."""
     stopped_early: bool
-    computed: dict[str, object]
-    """What was fused, kept and compiled; of the last sitting."""
 
 
 def train(
@@ -127,17 +124,14 @@ def train(
         )
     run.resume()
     guard = MemoryGuard(run, record=record)
-    if (packing_facts := plan.packing_facts()) is not None:
-        observer.said(str(packing_facts))
+    if run.state.step < end and not run.is_done:
+        guard.prepare()
     observer.started(run.state.step, plan.num_steps)
     with (
-        computed_as(model, config, trial=run.backward, say=observer.said) as computed,
         stop_request() as stop,
         RunLog(run_dir / "log.jsonl", from_step=run.state.step, say=observer.said) as log,
         guard,
     ):
-        if run.state.step < end and not run.is_done:
-            guard.prepare()
         while run.state.step < end and not run.is_done:
             report = guard.step()
             log.write(**report.line())
@@ -170,7 +164,7 @@ def train(
                     where=run_dir / "checkpoints" / f"step-{run.saved_step:06d}",
                     do="run the same command again to go on",
                 )
-    return _result(run, run.take_result() if run.is_done else run.state.step, computed)
+    return _result(run, run.take_result() if run.is_done else run.state.step)
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -195,7 +189,7 @@ def _save(run: TrainRun, log: RunLog, stop: StopRequest) -> None:
     )
 
 
-def _result(run: TrainRun, adapter_step: int, computed: ComputeReport) -> TrainResult:
+def _result(run: TrainRun, adapter_step: int) -> TrainResult:
     state = run.state
     return TrainResult(
         steps=state.step,
@@ -212,5 +206,4 @@ def _result(run: TrainRun, adapter_step: int, computed: ComputeReport) -> TrainR
         best_step=state.best_step,
         best_loss=state.best_loss,
         stopped_early=state.stopped_early,
-        computed=computed.to_dict(),
     )

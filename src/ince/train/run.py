@@ -26,7 +26,7 @@ from ince.optim import (
     build_optimizer,
     learning_rate,
     load_optimizer_state,
-    lr_ratios,
+    lora_plus_ratios,
     optimizer_state,
     set_learning_rate,
 )
@@ -85,7 +85,6 @@ class TrainRun:
 
         Raises:
             TrainingError: nothing to train.
-            ConfigError: a pattern of `lr_multipliers` matches nothing.
         """
         self.model = model
         self.plan = plan
@@ -95,19 +94,14 @@ class TrainRun:
         self.observer = observer
         self._lr_at = self._scheduled if lr_at is None else lr_at
         self.parameters = trainable(model)
-        ratios = lr_ratios(
-            model,
-            loraplus_lr_ratio=config.loraplus_lr_ratio,
-            layer_lr_decay=config.layer_lr_decay,
-            lr_multipliers=config.lr_multipliers,
-        )
+        ratio = config.loraplus_lr_ratio
         self.optimizer = build_optimizer(
             self.parameters,
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
-            lr_ratios=ratios,
+            lr_ratios=None if ratio is None else lora_plus_ratios(model, ratio),
         )
         self.average = (
             None if config.ema_decay is None else AdapterAverage(self.parameters, config.ema_decay)

@@ -28,7 +28,7 @@ from ince.lora.peft_model.source import read_source
 from ince.lora.placement.inject import adapter_tensors, lora_layers
 from ince.quant import Linear4bit
 
-__all__ = ["file_of", "save_adapters", "tensors_of_state"]
+__all__ = ["file_of", "has_lost_start", "save_adapters", "tensors_of_state"]
 
 _Config = TypeVar("_Config", bound=PeftConfig)
 
@@ -74,7 +74,7 @@ def save_adapters(
     prepared: list[tuple[Path, PeftConfig, dict[str, Tensor]]] = []
     for name in adapter_names:
         config, tensors = file_of(model, name, _named(configs[name], model), state_dict)
-        if initial is not None or _has_lost_start(model, name, config):
+        if initial is not None or has_lost_start(model, name, config):
             config, tensors = _plain(model, name, config, tensors, initial)
         tensors |= embeddings_to_save(model, config, save_embedding_layers)
         folder = directory if name == "default" else directory / name
@@ -156,7 +156,7 @@ def _named(config: PeftConfig, model: nn.Module) -> PeftConfig:
 # --------------------------------------------------------------------------------- plain form
 
 
-def _has_lost_start(model: nn.Module, adapter_name: str, config: PeftConfig) -> bool:
+def has_lost_start(model: nn.Module, adapter_name: str, config: PeftConfig) -> bool:
     """Whether a file could not tell the start.
 
     It was drawn at random, came from data, or from a weight as 4 bits have it, which the same
