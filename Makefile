@@ -41,7 +41,7 @@ unit: $(STAMP)  ## the tests that take seconds
 	@$(PYTEST)
 
 test-long: $(STAMP)  ## the tests that take minutes each
-	@$(PYTEST) -m long --timeout 1800
+	@$(PYTEST) -m long --timeout 3600
 
 lint: $(STAMP)  ## ruff: rules and format
 	@$(BIN)/ruff check --quiet .

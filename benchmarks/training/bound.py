@@ -76,3 +76,18 @@ class StepBound:
                 self._both(self._head, targets)
             total += time.perf_counter() - start
         return total
+
+
+def run_bound(spec, gate):
+    """Serve ``{"micro_batches": [[tokens, targets], …]}`` with the seconds of such a step."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(spec["model"])
+    bound = StepBound(config, getattr(torch, spec["dtype"]))
+
+    def answer(micro_batches):
+        tokens, targets = (sum(column) for column in zip(*micro_batches, strict=True))
+        operations = num_operations(config, tokens, targets)
+        return {"seconds": bound.seconds(micro_batches), "operations": operations}
+
+    gate.serve(answer)

@@ -49,3 +49,57 @@ def logged_steps(folder):
         steps.append((*counts, entry["loss"]))
         before = entry
     return steps
+
+
+class Forwards:
+    """How many forwards each optimizer step took, by a hook on the input embedding."""
+
+    def __init__(self, model):
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        self.steps, self._count = [], 0
+        model.get_input_embeddings().register_forward_pre_hook(self._forward)
+        register_optimizer_step_post_hook(self._stepped)
+
+    def _forward(self, *_):
+        self._count += 1
+
+    def _stepped(self, *_):
+        self.steps.append(self._count)
+        self._count = 0
+
+
+def run_ince(spec, gate):
+    """`ince train` on packed chats."""
+    run = Path(spec["folder"]) / "run"
+    values = recipe_values(
+        run,
+        rows=spec,
+        model={
+            "base": spec["model"],
+            "quantize": spec["quantize"],
+            "compute_dtype": spec["dtype"],
+        },
+        lora={"r": spec["r"], "alpha": 2 * spec["r"]},
+        data={"train": spec["train"]},
+        train={
+            "epochs": spec["epochs"],
+            "max_steps": spec["max_steps"],
+            "lr": spec["lr"],
+            "seed": spec["seed"],
+        },
+    )
+    for section, changes in spec["changes"].items():
+        values[section] = values[section] | changes
+    with opened(values) as session:
+        forwards = Forwards(session.model.get_base_model())
+
+        def facts():
+            # Rows hold no padding but what rounds a batch up.
+            counts = [(tokens, targets, tokens) for tokens, targets, _ in logged_steps(run)]
+            return {"counts": counts, "forwards": forwards.steps}
+
+        gate.open(facts)
+        session.train()
+        gate.close()
+    return facts() | {"adapter": str(run / "adapter")}

@@ -25,7 +25,7 @@ def tiny_model(folder):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [message["content"] for chat in make_chats(100, 0) for message in chat]
+    texts = [message["content"] for chat in make_chats(20, 0) for message in chat]
     inner.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|im_end|>"

@@ -2,8 +2,8 @@
 
 A worker trains as its library does and is held at the end of optimizer steps by a hook that torch
 calls for every optimizer, so that no library is told that it is timed. `Gate` is the worker's
-side, `Worker` the program's. They talk in lines of JSON: ``{"go": steps}`` down, and up
-``{"ready"}``, ``{"steps": [...]}``, ``{"done": ...}``.
+side, `Worker` the program's. They talk in lines of JSON: ``{"go": steps}`` and ``{"stop": true}``
+down, ``{"ready": true}``, ``{"steps": [seconds, …]}`` and ``{"done": {…}}`` up.
 
 A step lasts from the end of the one before to its own end, so that reading data, forward,
 backward, update and whatever a trainer does between steps are in it.
@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from training.memory import PeakMemory
+
 
 class Gate:
     """In a worker: holds the training run at the end of its turn."""
@@ -24,11 +26,13 @@ class Gate:
         # What libraries print must not come between the lines of JSON.
         self._up = os.fdopen(os.dup(sys.stdout.fileno()), "w")
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        self._memory = PeakMemory()
+        self._facts = dict
         self._left = 0
         self._since = 0.0
         self._seconds = []
 
-    def tell(self, **message):
+    def _tell(self, **message):
         self._up.write(json.dumps(message) + "\n")
         self._up.flush()
 
@@ -39,15 +43,23 @@ class Gate:
             sys.exit("the program that started this is gone")
         return json.loads(line)
 
-    def open(self):
-        """Say that all is ready, and wait for the first turn."""
+    def open(self, facts):
+        """Say that all is ready, and wait for the first turn.
+
+        Args:
+            facts: gives what is told of a run that is stopped before its end.
+        """
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
-        register_optimizer_step_post_hook(self._stepped)
-        self.tell(ready=True)
+        self._facts = facts
+        self._hook = register_optimizer_step_post_hook(self._stepped)
+        self._tell(ready=True)
         self._begin(self._asked())
 
     def _begin(self, message):
+        if "stop" in message:
+            self.done(self._facts())
+            sys.exit()
         self._left, self._seconds = message["go"], []
         self._since = time.perf_counter()
 
@@ -57,66 +69,78 @@ class Gate:
         self._since = now
         self._left -= 1
         if self._left == 0:
-            self.tell(steps=self._seconds)
+            self._tell(steps=self._seconds)
             self._begin(self._asked())
 
+    def close(self):
+        """The last step is done: what follows is not timed, and takes no part in the memory."""
+        self._hook.remove()
+        self._peaks = self._memory.figures()
+
+    def done(self, facts):
+        """Tell what there is to tell of the run."""
+        peaks = getattr(self, "_peaks", None) or self._memory.figures()
+        self._memory.stop()
+        self._tell(done=facts | {"memory": peaks, "steps": self._seconds})
+
     def serve(self, answer):
-        """For work that is no training run: answer each turn's message until told to stop."""
-        self.tell(ready=True)
+        """For work that is no training run: answer each message until told to stop."""
+        self._tell(ready=True)
         while "stop" not in (message := self._asked()):
-            self.tell(**answer(message))
+            self._tell(answer=answer(**message))
+        self._memory.stop()
 
 
 class Worker:
     """A run in a process of its own, that works when it is its turn."""
 
-    def __init__(self, program, python, name, spec, folder):
+    def __init__(self, program, python, runner, spec, folder):
         """Start it; `spec` is written into `folder`, and so is what it prints."""
-        self.name = name
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         self._log = folder / "log.txt"
+        path = folder / "spec.json"
+        path.write_text(json.dumps(spec | {"folder": str(folder)}), encoding="utf-8")
+        settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [str(python), str(program), "--worker", name, str(folder / "spec.json")],
+                [str(python), str(program), "--worker", runner, str(path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+                env=os.environ | settings | spec.get("env", {}),
             )
         self._answer("ready")
 
-    def _answer(self, key):
+    def _answer(self, *keys):
         while line := self._process.stdout.readline():
             message = json.loads(line)
-            if key in message:
+            if any(key in message for key in keys):
                 return message
-        said = self._log.read_text(encoding="utf-8", errors="replace")
         self._process.wait()
-        raise SystemExit(f"{self.name} ended with {self._process.returncode}\n{said[-4000:]}")
+        said = self._log.read_text(encoding="utf-8", errors="replace")
+        raise SystemExit(f"{self._log.parent.name} ended early\n{said[-4000:]}")
 
     def turn(self, steps):
-        """Let it do `steps` steps; the seconds of each."""
+        """Let it do some steps: (seconds of each, what it tells of the run if that is over)."""
         self._send(go=steps)
-        return self._answer("steps")["steps"]
+        message = self._answer("steps", "done")
+        if "done" in message:
+            self._process.wait()
+            return message["done"]["steps"], message["done"]
+        return message["steps"], None
 
     def ask(self, **message):
         """Of a worker that serves: its answer."""
         self._send(**message)
         return self._answer("answer")["answer"]
 
-    def finish(self):
-        """Let it go on to its end; what it says of its run."""
-        self._send(go=1 << 30)
-        done = self._answer("done")["done"]
-        self._process.wait()
-        return done
-
     def stop(self):
-        """End a worker that serves."""
+        """End it before its end; what a training run tells of itself until here."""
         self._send(stop=True)
+        told = self._process.stdout.read()
         self._process.wait()
+        return json.loads(told.splitlines()[-1])["done"] if told else None
 
     def _send(self, **message):
         self._process.stdin.write(json.dumps(message) + "\n")

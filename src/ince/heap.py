@@ -19,7 +19,14 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["PeakBytes", "give_back", "held_bytes", "most_held_bytes", "peak_within"]
+__all__ = [
+    "PeakBytes",
+    "forget_peak",
+    "give_back",
+    "held_bytes",
+    "most_held_bytes",
+    "peak_within",
+]
 
 _STATUS = Path("/proc/self/status")
 _PAGES = Path("/proc/self/statm")
@@ -61,7 +68,7 @@ def held_bytes() -> int:
 
 
 def most_held_bytes() -> int:
-    """The most this process has held at once, in all its life."""
+    """The most this process has held at once, in all its life or since `forget_peak`."""
     return max(_most_before, _peak_since_reset())
 
 
@@ -89,6 +96,16 @@ def _reset_peak() -> bool:
         return False
     _most_before = before
     return True
+
+
+def forget_peak() -> None:
+    """From here on `most_held_bytes` is about what comes now, where the system lets us.
+
+    For runs that come one after the other in one process, each measured for itself.
+    """
+    global _most_before  # noqa: PLW0603  there is one process, and so one peak of it
+    if _reset_peak():
+        _most_before = 0
 
 
 class PeakBytes:

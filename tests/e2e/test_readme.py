@@ -31,7 +31,7 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
-def ince(folder, *arguments, timeout=1800):
+def ince(folder, *arguments, timeout=3600):
     """Run the command line in `folder`, as a user would."""
     return subprocess.run(
         [sys.executable, "-m", "ince.cli", *arguments],

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from ince.report import write_report
+from ince.report.sweep_page import render_sweep_page
 
 MADE_UP_RUN = Path(__file__).parents[1] / "unit" / "report" / "made_up_run.py"
+MADE_UP_SWEEP = MADE_UP_RUN.with_name("made_up_sweep.py")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
     "--headless",
@@ -135,6 +137,20 @@ def test_everything_shows_and_fits(made_up, measure, tmp_path):
         assert found["headline"].startswith("Inflection exact match rose from 0.0% to 66.4%.")
         assert (found["rows"], found["samples"], found["lines"]) == (5, 20, 9)
         assert found["height"] > 2_000
+
+
+def test_the_page_of_a_sweep_shows_and_fits(measure, tmp_path):
+    folder = runpy.run_path(str(MADE_UP_SWEEP))["write_sweep"](tmp_path / "sweep")
+    page = folder / "report.html"
+    page.write_text(render_sweep_page(folder), encoding="utf-8")
+    for found in measure(page, 340, 800, 1280):
+        assert found["width"] <= found["room"], found["wide"]
+        assert found["wide"] == []
+        assert found["requests"] == []
+        assert found["headline"] == "Best of 9: r 64, lr 1e-3."
+        # Three candidates came past the first rung, and eight have logs; each key has a line.
+        assert found["lines"] == 3 + 8 + 2
+        assert found["scripts"] == 0
 
 
 @pytest.mark.parametrize(("scheme", "number"), [("dark", 0), ("light", 1)])

@@ -49,6 +49,12 @@ COMMANDS: Mapping[str, CommandEntry] = MappingProxyType(
         "train": CommandEntry(
             "ince.cli.train:train", "run a recipe, or go on with a run that was cut off"
         ),
+        "lr-find": CommandEntry(
+            "ince.cli.lr_find:lr_find", "which learning rate a recipe should have"
+        ),
+        "sweep": CommandEntry(
+            "ince.cli.sweep:sweep", "many settings of a recipe, the losers stopped early"
+        ),
         "eval": CommandEntry(
             "ince.cli.evaluate:evaluate", "measure an adapter against its base, with intervals"
         ),

@@ -5,18 +5,27 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from ince.cli.output import common_options, print_json, progress_console, result_console
-from ince.errors import DataError, InputError
+from ince.errors import DataError, InputError, TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ince.data import DataConfig
-    from ince.data.template import Example
+    from ince.data import DataConfig, Fitted
+    from ince.data.close_up import CloseUp
 
 __all__ = ["data"]
 
-_FORMATS = ("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text")
-_LOSS_ON = ("assistant", "last", "all")
+_FORMATS = (
+    "auto",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt-completion",
+    "plain-completion",
+    "text",
+)
+_LOSS_ON = ("assistant", "last", "completion", "all")
+_TRUNCATION = ("right", "left", "split", "drop")
 
 
 @click.group(invoke_without_command=True)
@@ -36,51 +45,118 @@ def _tokenizer(reference: str) -> "PreTrainedTokenizerBase":
     return load_tokenizer(resolved.folder)
 
 
-def _encoded_row(
+def _row_facts(
     file: str, number: int, config: "DataConfig", tokenizer: "PreTrainedTokenizerBase"
-) -> "Example":
-    """The example made of one row of the file."""
-    from ince.data.dataset import Converted, convert_source, encode_rows
+) -> "tuple[Fitted, list[CloseUp]]":
+    """The examples made of one row of the file."""
+    from ince.data.close_up import close_up
+    from ince.data.dataset import convert_source, fit_row
     from ince.data.sources import read_source
+    from ince.data.template import Encoder
 
     source = read_source(file)
     converted = convert_source(source, config.format)
-    wanted = tuple(item for item in converted.items if item[0] == number)
-    rows = encode_rows(Converted(converted.shape, wanted, ()), config, tokenizer)
-    if rows.examples:
-        return rows.examples[0][1]
-    reasons = [
-        problem
-        for problem in (*converted.problems, *rows.too_long, *rows.unusable)
-        if problem.number == number
-    ]
-    if reasons:
-        raise DataError(
-            "this row cannot be trained on", where=source.place(number), got=str(reasons[0])
+    place = source.place(number)
+    item = next((item for row, item in converted.items if row == number), None)
+    if item is None:
+        problem = next((p for p in converted.problems if p.number == number), None)
+        if problem is not None:
+            raise DataError("this row cannot be trained on", where=place, got=str(problem))
+        numbers = [row.number for row in source.rows]
+        raise InputError(
+            f"the file has no {source.unit} {number} with a row",
+            where=file,
+            expected=f"{min(numbers)} to {max(numbers)}" if numbers else "rows",
         )
-    numbers = [row.number for row in source.rows]
-    raise InputError(
-        f"the file has no {source.unit} {number} with a row",
-        where=file,
-        expected=f"{min(numbers)} to {max(numbers)}" if numbers else "rows",
+    encoder = Encoder(tokenizer)
+    try:
+        fitted = fit_row(item, encoder, config)
+    except (DataError, TemplateError) as error:
+        raise type(error)(
+            f"this row cannot be trained on: {error.what}", where=place, got=error.got, do=error.do
+        ) from error
+    if not fitted.examples:
+        raise DataError(
+            "this row cannot be trained on: longer than max_length",
+            where=place,
+            got=f"{fitted.num_tokens} tokens",
+            expected=f"at most {config.max_length}",
+        )
+    shown = [
+        close_up(example, part, encoder, config.loss_on)
+        for example, part in zip(fitted.examples, fitted.parts, strict=True)
+    ]
+    return fitted, shown
+
+
+def _show_row(
+    file: str,
+    number: int,
+    config: "DataConfig",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    as_json: bool,
+) -> None:
+    from rich.text import Text
+
+    from ince.data.token_view import token_view, turn_table
+
+    fitted, shown = _row_facts(file, number, config, tokenizer)
+    if as_json:
+        row: dict[str, object] = {"number": number, "num_tokens": fitted.num_tokens}
+        row |= {"truncation": config.truncation, "lost": vars(fitted.lost)}
+        print_json({"row": row | {"examples": [one.to_dict() for one in shown]}})
+        return
+    out = result_console()
+    for one in shown:
+        if len(shown) > 1:
+            out.print(Text(f"\n{one.example.source}", style="bold"))
+        out.print(token_view(one))
+        out.print()
+        out.print(turn_table(one))
+    out.print(Text("\n⟦ ⟧ learnt   ■ stop token of a turn   shades: one token each", style="dim"))
+
+
+def _show_packed(
+    file: str,
+    number: int,
+    config: "DataConfig",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    as_json: bool,
+) -> None:
+    from ince.data.close_up import packed_close_up
+    from ince.data.dataset import load_split
+    from ince.data.packing import pack_rows
+    from ince.data.template import Encoder
+    from ince.data.token_view import packed_view
+    from ince.recipe.progress import RunProgress
+
+    with RunProgress(progress_console()).bars() as report:
+        split = load_split(
+            file,
+            config,
+            tokenizer,
+            progress=lambda done, total: report("reading rows", done, total),
+        )
+    rows = pack_rows(split.examples, range(len(split.examples)), config.max_length)
+    if number > len(rows):
+        raise InputError(
+            f"there is no packed row {number}", where=file, expected=f"1 to {len(rows)}"
+        )
+    pad_id = tokenizer.pad_token_id
+    shown = packed_close_up(
+        rows[number - 1],
+        Encoder(tokenizer),
+        pad_id=pad_id if isinstance(pad_id, int) else 0,
+        number=number,
+        num_rows=len(rows),
+        max_length=config.max_length,
     )
-
-
-def _example_facts(
-    example: "Example", tokenizer: "PreTrainedTokenizerBase", number: int
-) -> dict[str, object]:
-    ids = list(example.input_ids)
-    return {
-        "number": number,
-        "source": example.source,
-        "tokens": [
-            tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            for token in ids
-        ],
-        "input_ids": ids,
-        "learnt": list(example.targets),
-        "num_truncated": example.num_truncated,
-    }
+    if as_json:
+        print_json({"packed": shown.to_dict()})
+    else:
+        result_console().print(packed_view(shown))
 
 
 @data.command(
@@ -112,6 +188,17 @@ def _example_facts(
     show_default=True,
     help="Which turns are learnt.",
 )
+@click.option(
+    "--truncation",
+    type=click.Choice(_TRUNCATION),
+    default="right",
+    show_default=True,
+    help="What happens to rows that are too long.",
+)
+@click.option("--system", help="System message for conversations that bring none.")
+@click.option(
+    "--packed", type=click.IntRange(min=1), help="Show this packed row as the model sees it."
+)
 @common_options
 def inspect(
     file: str,
@@ -120,36 +207,50 @@ def inspect(
     shape: str,
     max_length: int,
     loss_on: str,
+    truncation: str,
+    system: str | None,
+    packed: int | None,
     as_json: bool,
 ) -> None:
     """Say what is in FILE: its form, its rows, lengths in tokens, and which rows cannot be used.
 
-    With --model an example is shown as the model sees it, learnt tokens marked.
+    With --model an example is shown as the model sees it: learnt tokens marked, and where each
+    turn stops.
     """
-    if row is not None and model is None:
+    if (row is not None or packed is not None) and model is None:
         raise InputError(
             "a row in tokens needs a model to make them", do="add --model smollm2-135m-instruct"
         )
-    from ince.data.config import DataConfig, LossOn, ShapeChoice
+    if row is not None and packed is not None:
+        raise InputError("--row and --packed show different things", do="give one of them")
+    from ince.data.config import DataConfig, LossOn, ShapeChoice, Truncation
     from ince.data.inspect import inspect_file
-    from ince.data.view import render, token_view
+    from ince.data.view import render
+    from ince.recipe.progress import RunProgress
 
     config = DataConfig(
         train=file,
         format=cast(ShapeChoice, shape),
         max_length=max_length,
         loss_on=cast(LossOn, loss_on),
+        truncation=cast(Truncation, truncation),
+        system=system,
     )
     tokenizer = None if model is None else _tokenizer(model)
     if row is not None and tokenizer is not None:
-        example = _encoded_row(file, row, config, tokenizer)
-        if as_json:
-            print_json({"row": _example_facts(example, tokenizer, row)})
-        else:
-            result_console().print(token_view(example, tokenizer))
+        _show_row(file, row, config, tokenizer, as_json=as_json)
         return
-    found = inspect_file(file, tokenizer, config)
+    if packed is not None and tokenizer is not None:
+        _show_packed(file, packed, config, tokenizer, as_json=as_json)
+        return
+    with RunProgress(progress_console()).bars() as report:
+        found = inspect_file(
+            file,
+            tokenizer,
+            config,
+            progress=lambda done, total: report("reading rows", done, total),
+        )
     if as_json:
         print_json(found.to_dict())
     else:
-        result_console().print(render(found, tokenizer))
+        result_console().print(render(found))

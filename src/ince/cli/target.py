@@ -40,7 +40,7 @@ class Target:
         base: reference of the model, or of the adapter's base.
         revision: of the base, for a hub id.
         quantization: bits of the base; None for 16.
-        compute_dtype: ``bfloat16``, ``float16`` or ``float32``.
+        compute_dtype: ``auto``, ``bfloat16``, ``float16`` or ``float32``.
         recipe: the run's recipe as recorded, or None.
     """
 
@@ -98,7 +98,7 @@ def find_target(
         base=text,
         revision=None,
         quantization=_quantization(quantize),
-        compute_dtype="bfloat16",
+        compute_dtype="auto",
         recipe=None,
     )
 
@@ -170,7 +170,7 @@ def _adapter(text: str, adapter: Path, base: str | None, quantize: QuantizeChoic
         base=str(named) if base is None else base,
         revision=revision if base is None and isinstance(revision, str) else None,
         quantization=_quantization(quantize),
-        compute_dtype="bfloat16",
+        compute_dtype="auto",
         recipe=None,
     )
 
@@ -193,7 +193,7 @@ def load_target(target: Target, console: Console, *, device: str = "auto") -> Lo
         model, tokenizer = load_model(
             target.base,
             quantization=target.quantization,
-            dtype=getattr(torch, target.compute_dtype),
+            dtype=None if target.compute_dtype == "auto" else getattr(torch, target.compute_dtype),
             device=device,
             revision=target.revision,
             progress=report,

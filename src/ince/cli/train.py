@@ -1,39 +1,12 @@
 """``ince train``: run a recipe, or go on with a run that was cut off."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import click
 
 from ince.cli.output import common_options, print_json, print_run, progress_console
-from ince.errors import InceError, InputError
-
-if TYPE_CHECKING:
-    from ince.recipe import Recipe
+from ince.cli.recipe_argument import read_recipe
+from ince.errors import InceError
 
 __all__ = ["train"]
-
-
-def _read(text: str, overrides: Sequence[str]) -> "Recipe":
-    """The recipe that `text` names: a file, or the one that a run folder keeps."""
-    from ince.recipe import load_recipe
-
-    path = Path(text).expanduser()
-    if not path.is_dir():
-        return load_recipe(path, overrides)
-    kept = path / "recipe.yaml"
-    if not kept.is_file():
-        raise InputError(
-            "a folder without a recipe",
-            where=path,
-            expected="a recipe file, or the folder of a run, which holds a recipe.yaml",
-        )
-    recipe = load_recipe(kept, overrides)
-    if any(override.partition("=")[0].strip() == "output" for override in overrides):
-        return recipe
-    # The run goes on where it is, wherever it was started from or moved to.
-    return recipe.model_copy(update={"output": str(path)})
 
 
 @click.command(
@@ -54,7 +27,7 @@ def train(recipe: str, overrides: tuple[str, ...], fresh: bool, as_json: bool) -
     from ince.recipe.run import run_recipe
     from ince.report import write_report
 
-    resolved = _read(recipe, overrides)
+    resolved = read_recipe(recipe, overrides)
     console = progress_console()
     try:
         record = run_recipe(resolved, resume=not fresh, console=console)

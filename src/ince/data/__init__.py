@@ -8,7 +8,7 @@ from ince.data.conversation import Completion, Conversation, Document, Item, Mes
 from ince.data.dataset import Split, SplitReport, load_split
 from ince.data.example import IGNORED, Example
 from ince.data.order import epoch_order
-from ince.data.packing import Row, pack_rows, single_rows
+from ince.data.packing import PackingFacts, Row, pack_rows, single_rows
 from ince.data.rows import FileRow, RowProblem
 from ince.data.shapes import SHAPES, convert_row, detect_shape
 from ince.data.sources import SourceFile, read_rows, read_source
@@ -30,6 +30,7 @@ __all__ = [
     "Item",
     "Lost",
     "Message",
+    "PackingFacts",
     "Row",
     "RowProblem",
     "SourceFile",

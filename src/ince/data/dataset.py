@@ -13,7 +13,7 @@ from ince.data.rows import RowProblem, bad_rows_error, count_reasons
 from ince.data.shapes import convert_row, detect_shape
 from ince.data.sources import SourceFile, read_source
 from ince.data.template import Encoder
-from ince.data.truncation import Lost, fit
+from ince.data.truncation import Fitted, Lost, fit
 from ince.errors import ConfigError, DataError, InputError, Problem, TemplateError
 
 if TYPE_CHECKING:
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Converted",
     "EncodedRows",
+    "Progress",
     "Split",
     "SplitReport",
     "convert_source",
     "encode_rows",
+    "fit_row",
     "load_split",
 ]
 
@@ -219,16 +221,8 @@ def encode_rows(
     lengths: list[tuple[int, int]] = []
     lost = Lost()
     for done, (number, item) in enumerate(converted.items, start=1):
-        if isinstance(item, Conversation):
-            item = item.with_system(config.system)
         try:
-            fitted = fit(
-                item,
-                encoder,
-                max_length=config.max_length,
-                loss_on=config.loss_on,
-                truncation=config.truncation,
-            )
+            fitted = fit_row(item, encoder, config)
         except (DataError, TemplateError) as error:
             unusable.append(RowProblem.from_error(number, error))
             if isinstance(error, TemplateError):
@@ -249,6 +243,23 @@ def encode_rows(
         tuple(template_errors),
         tuple(lengths),
         lost,
+    )
+
+
+def fit_row(item: Item, encoder: Encoder, config: DataConfig) -> Fitted:
+    """One converted row as the examples that `config` asks for.
+
+    Raises:
+        DataError, TemplateError: as of `fit`.
+    """
+    if isinstance(item, Conversation):
+        item = item.with_system(config.system)
+    return fit(
+        item,
+        encoder,
+        max_length=config.max_length,
+        loss_on=config.loss_on,
+        truncation=config.truncation,
     )
 
 

@@ -10,13 +10,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ince.data.close_up import CloseUp, close_up
 from ince.data.config import DataConfig
 from ince.data.conversation import Conversation
-from ince.data.dataset import Converted, EncodedRows, convert_source, encode_rows
-from ince.data.example import Example
-from ince.data.packing import pack_rows
+from ince.data.dataset import (
+    Converted,
+    EncodedRows,
+    Progress,
+    convert_source,
+    encode_rows,
+    fit_row,
+)
+from ince.data.packing import PackingFacts, pack_rows
 from ince.data.rows import RowProblem, count_reasons
 from ince.data.sources import SourceFile, read_source
+from ince.data.template import Encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,6 +67,10 @@ class TokenFacts:
         longest_rows: the longest first.
         num_packed_rows: rows of `max_length` tokens that packing makes of the examples.
         packed_share: of those rows' tokens, how many are not padding.
+        shared_share: of the examples' tokens, how many shared beginnings save.
+        truncation: what is done with rows longer than `max_length`.
+        num_split: rows that several examples were made of.
+        num_lost_tokens, num_lost_targets, num_lost_stops: what truncation took away.
     """
 
     num_examples: int
@@ -74,6 +86,12 @@ class TokenFacts:
     longest_rows: tuple[LongRow, ...]
     num_packed_rows: int
     packed_share: float
+    shared_share: float
+    truncation: str
+    num_split: int
+    num_lost_tokens: int
+    num_lost_targets: int
+    num_lost_stops: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,7 @@ class Inspection:
         dropped: rows that cannot be trained on, by reason.
         problems: the same rows one by one.
         tokens: None without a tokenizer, or when no row can be trained on.
-        example: the first row that can be trained on, encoded.
+        example: the first one that can be trained on, token by token.
     """
 
     path: Path
@@ -106,7 +124,7 @@ class Inspection:
     dropped: dict[str, int]
     problems: tuple[RowProblem, ...]
     tokens: TokenFacts | None = None
-    example: Example | None = field(default=None, repr=False)
+    example: CloseUp | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, object]:
         """The facts as a JSON-ready object; the example's tokens are left out."""
@@ -123,6 +141,8 @@ def inspect_file(
     path: str | Path,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     config: DataConfig | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> Inspection:
     """Examine a data file; rows that cannot be used are counted, not raised.
 
@@ -130,6 +150,7 @@ def inspect_file(
         path: the file.
         tokenizer: of the model; None examines the form alone.
         config: form, lengths and loss as for training; its defaults when None.
+        progress: told (rows encoded, rows in all).
 
     Raises:
         DataError: no such file, an empty one, or rows of no known form.
@@ -141,10 +162,10 @@ def inspect_file(
     problems = list(converted.problems)
     tokens, example = None, None
     if tokenizer is not None:
-        rows = encode_rows(converted, config, tokenizer)
+        rows = encode_rows(converted, config, tokenizer, progress=progress)
         problems += [*rows.too_long, *rows.unusable]
-        tokens = _token_facts(rows, config.max_length)
-        example = rows.examples[0][1] if rows.examples else None
+        tokens = _token_facts(rows, config)
+        example = _first_example(rows, converted, config, tokenizer)
     problems.sort(key=lambda problem: problem.number)
     return Inspection(
         path=source.path,
@@ -165,6 +186,21 @@ def inspect_file(
     )
 
 
+def _first_example(
+    rows: EncodedRows,
+    converted: Converted,
+    config: DataConfig,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> CloseUp | None:
+    if not rows.examples:
+        return None
+    number = rows.examples[0][0]
+    encoder = Encoder(tokenizer)
+    item = next(item for row, item in converted.items if row == number)
+    fitted = fit_row(item, encoder, config)
+    return close_up(fitted.examples[0], fitted.parts[0], encoder, config.loss_on)
+
+
 def _filled_columns(source: SourceFile) -> dict[str, int]:
     filled = Counter(
         name for row in source.rows for name, value in row.value.items() if value not in (None, "")
@@ -182,30 +218,35 @@ def _roles(converted: Converted) -> dict[str, int]:
     return dict(roles.most_common())
 
 
-def _token_facts(rows: EncodedRows, max_length: int) -> TokenFacts | None:
+def _token_facts(rows: EncodedRows, config: DataConfig) -> TokenFacts | None:
     if not rows.examples:
         return None
     examples = [example for _, example in rows.examples]
-    whole = [LongRow(n, example.num_tokens + example.num_truncated) for n, example in rows.examples]
+    whole = [LongRow(number, num_tokens) for number, num_tokens in rows.lengths]
     lengths = sorted(row.num_tokens for row in whole)
-    num_tokens = sum(example.num_tokens for example in examples)
-    rows_packed = pack_rows(examples, range(len(examples)), max_length)
+    packed = PackingFacts.of(
+        pack_rows(examples, range(len(examples)), config.max_length), config.max_length
+    )
     return TokenFacts(
         num_examples=len(examples),
-        num_tokens=num_tokens,
+        num_tokens=sum(example.num_tokens for example in examples),
         num_targets=sum(example.num_targets for example in examples),
         num_truncated=sum(example.num_truncated > 0 for example in examples),
-        max_length=max_length,
+        max_length=config.max_length,
         shortest=lengths[0],
         median=lengths[len(lengths) // 2],
         mean=round(sum(lengths) / len(lengths), 1),
         longest=lengths[-1],
         histogram=_histogram(lengths),
         longest_rows=tuple(sorted(whole, key=lambda r: (-r.num_tokens, r.number))[:_NUM_LONGEST]),
-        num_packed_rows=len(rows_packed),
-        packed_share=round(
-            sum(row.num_tokens for row in rows_packed) / (len(rows_packed) * max_length), 4
-        ),
+        num_packed_rows=packed.num_rows,
+        packed_share=round(packed.share_full, 4),
+        shared_share=round(packed.share_saved, 4),
+        truncation=config.truncation,
+        num_split=rows.num_split,
+        num_lost_tokens=rows.lost.num_tokens,
+        num_lost_targets=rows.lost.num_targets,
+        num_lost_stops=rows.lost.num_stops,
     )
 
 

@@ -16,7 +16,7 @@ from ince.data.example import Example
 from ince.data.prefixes import PrefixTree, Segment, num_shareable, segments_of
 from ince.errors import DataError
 
-__all__ = ["Row", "pack_rows", "single_rows"]
+__all__ = ["PackingFacts", "Row", "pack_rows", "single_rows"]
 
 # More would pack a little tighter, for time that grows with it.
 _WINDOW = 256
@@ -37,6 +37,47 @@ class Row:
     def num_tokens(self) -> int:
         """Tokens of the row, shared beginnings counted once."""
         return sum(segment.last - segment.first for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class PackingFacts:
+    """How well rows are filled.
+
+    Attributes:
+        num_rows: of `max_length` tokens each.
+        num_tokens: that stand in them, shared beginnings counted once.
+        num_shared: tokens that shared beginnings save.
+        max_length: of a row.
+    """
+
+    num_rows: int
+    num_tokens: int
+    num_shared: int
+    max_length: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], max_length: int) -> "PackingFacts":
+        """The facts of packed rows."""
+        num_tokens = sum(row.num_tokens for row in rows)
+        whole = sum(example.num_tokens for row in rows for example in row.examples)
+        return cls(len(rows), num_tokens, whole - num_tokens, max_length)
+
+    @property
+    def share_full(self) -> float:
+        """Of the rows' places, those that hold a token."""
+        return self.num_tokens / (self.num_rows * self.max_length) if self.num_rows else 0.0
+
+    @property
+    def share_saved(self) -> float:
+        """Of the examples' tokens, those that need no place of their own."""
+        whole = self.num_tokens + self.num_shared
+        return self.num_shared / whole if whole else 0.0
+
+    def __str__(self) -> str:
+        text = f"packed into {self.num_rows:,} rows, {self.share_full:.1%} full"
+        if self.num_shared:
+            text += f"; shared beginnings save {self.share_saved:.0%} of the tokens"
+        return text
 
 
 class _OpenRow:

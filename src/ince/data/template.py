@@ -55,6 +55,11 @@ class Encoder:
         self._ids: dict[int, int] = {}
         self._beginnings: dict[str, list[int]] = {}
 
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer that it encodes with."""
+        return self._tokenizer
+
     @cached_property
     def template(self) -> ChatTemplate:
         """The chat template.
@@ -174,19 +179,24 @@ class Encoder:
 
     # --------------------------------------------------------------------- conversations, texts
 
+    def message_starts(self, conversation: Conversation, *, loss_on: LossOn) -> list[int]:
+        """The token with which each message begins, header included, up to the last reply.
+
+        The first is not 0 where the template puts words of its own before it.
+        """
+        conversation = _up_to_last_reply(conversation)
+        text, turns = self._find_turns(conversation, loss_on)
+        _, offsets = self._tokens_cut_at(text, [turn.start for turn in turns])
+        starts = self.template.message_starts(text, conversation.messages)
+        return [_index_at(offsets, start) for start in starts]
+
     def _encode_conversation(self, conversation: Conversation, loss_on: LossOn) -> Encoded:
         for message in conversation.messages:
             self._refuse_control_tokens(message.content)
-        messages = conversation.messages
-        while messages and messages[-1].role != "assistant":
-            messages = messages[:-1]  # Nothing after the last reply is seen by any target.
-        if not messages:
-            raise DataError("no assistant turn")
-        if loss_on == "completion" and len(messages) <= conversation.num_prompt:
+        conversation = _up_to_last_reply(conversation)
+        if loss_on == "completion" and len(conversation.messages) <= conversation.num_prompt:
             raise DataError("no assistant turn in the completion")
-        text, turns = self._find_turns(
-            Conversation(messages, conversation.source), loss_on, conversation.num_prompt
-        )
+        text, turns = self._find_turns(conversation, loss_on)
         ids, offsets = self._tokens_cut_at(text, [turn.start for turn in turns])
         spans = self._turn_tokens(ids, offsets, turns)
         length = spans[-1].stop + 1
@@ -196,16 +206,14 @@ class Encoder:
         targets[0] = False  # Nothing comes before the first token.
         return self._encoded(ids[:length], targets, spans, conversation.source)
 
-    def _find_turns(
-        self, conversation: Conversation, loss_on: LossOn, num_prompt: int
-    ) -> tuple[str, list[Turn]]:
+    def _find_turns(self, conversation: Conversation, loss_on: LossOn) -> tuple[str, list[Turn]]:
         last = len(conversation.messages) - 1
         if loss_on == "all":
             # Where all is learnt, turns are found for their stop tokens alone. A template that
             # rewrites earlier turns teaches what it makes of them.
             with contextlib.suppress(TemplateError):
                 return self.template.find_turns(conversation)
-        first = {"assistant": 0, "completion": num_prompt}.get(loss_on, last)
+        first = {"assistant": 0, "completion": conversation.num_prompt}.get(loss_on, last)
         return self.template.find_turns(conversation, from_message=first)
 
     def _encoded(
@@ -287,6 +295,16 @@ class Encoder:
         targets[0] = False
         turns = [TurnTokens(first, len(ids) - 1)]
         return self._encoded(ids, targets, turns, item.source, len(self._start))
+
+
+def _up_to_last_reply(conversation: Conversation) -> Conversation:
+    """Without the messages after the last reply: no target sees them."""
+    messages = conversation.messages
+    while messages and messages[-1].role != "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise DataError("no assistant turn")
+    return Conversation(messages, conversation.source, conversation.num_prompt)
 
 
 def _index_at(offsets: list[tuple[int, int]], start: int) -> int:

@@ -13,6 +13,7 @@ roles. So a turn is not guessed from marker strings; it is found by rendering mo
 Anything else is a `TemplateError`: a mask that is nearly right trains a model that is not.
 """
 
+import contextlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ __all__ = ["ChatTemplate", "Turn"]
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PLACEHOLDER = "QzInceReplyStandsHereQz"
+_PAIR = (Message("user", "a"), Message("assistant", "b"))
 _MOST_GIVEN = 64
 _LAST = "train on the last turn alone with loss_on: last"
 _MARK = "mark replies with {% generation %} and {% endgeneration %} in the chat template"
@@ -120,6 +122,31 @@ class ChatTemplate:
             )
         turns = self._marked_turns(text, messages)
         return text, turns[len(every) - len(indices) :]
+
+    def message_starts(self, text: str, messages: tuple[Message, ...]) -> list[int]:
+        """Where in their rendered `text` each message begins, header included; for showing.
+
+        Where a template rewrites what is before a message, its words are taken for its beginning.
+        """
+        starts: list[int] = []
+        for i in range(len(messages)):
+            start = starts[-1] if starts else 0
+            with contextlib.suppress(TemplateError):
+                before = self.render(messages[:i]) if i else text[: self._own_words(text, messages)]
+                fits = text.startswith(before)
+                start = max(start, len(before) if fits else self._between(text, messages, i)[0])
+            starts.append(start)
+        return starts
+
+    def _own_words(self, text: str, messages: tuple[Message, ...]) -> int:
+        """How much the template says before the first message: a system message of its own."""
+        if messages[0].role != "user":
+            return 0
+        begin, _ = self._between(text, messages, 0)
+        before = self.render(_PAIR)
+        second = self.render((*_PAIR, Message("user", _PLACEHOLDER)))
+        header = second.removeprefix(before).partition(_PLACEHOLDER)[0]
+        return begin - len(header) if text[:begin].endswith(header) else 0
 
     def _turn_after(self, text: str, messages: tuple[Message, ...], i: int, prompt: str) -> Turn:
         """The turn of message `i`, which the model writes after `prompt`."""

@@ -1,25 +1,17 @@
-"""An inspection drawn for a terminal, and one example with its mask made visible.
-
-`token_view` marks the tokens that are learnt: the one look that finds a wrong mask. Text from a
-data file reaches the terminal with its control characters spelled out.
-"""
+"""An inspection drawn for a terminal: the file, its lengths, and its first example in tokens."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ince.data.example import Example
 from ince.data.inspect import Bin, Inspection, TokenFacts
 from ince.data.rows import printable
+from ince.data.token_view import token_view, turn_table
 from ince.units import format_bytes, format_count
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-__all__ = ["render", "token_view"]
+__all__ = ["render"]
 
 _NUM_PROBLEMS = 10
 _BAR_CHARACTERS = 30
@@ -52,10 +44,8 @@ def _bars(histogram: Sequence[Bin]) -> Table:
     return table
 
 
-def render(
-    inspection: Inspection, tokenizer: "PreTrainedTokenizerBase | None" = None
-) -> RenderableType:
-    """Draw an inspection for a terminal; with the tokenizer, its example as well."""
+def render(inspection: Inspection) -> RenderableType:
+    """Draw an inspection for a terminal."""
     facts = inspection
     kind = facts.kind
     if facts.encoding is not None:
@@ -77,9 +67,11 @@ def render(
         parts += _token_parts(facts.tokens, facts.unit)
     if facts.problems:
         parts += _problem_parts(facts)
-    if facts.example is not None and tokenizer is not None:
-        title = f"\nfirst example ({facts.example.source}), learnt tokens in ⟦green⟧"
-        parts += [Text(title, style="bold"), token_view(facts.example, tokenizer)]
+    if facts.example is not None:
+        source = facts.example.example.source
+        title = f"\nfirst example ({source}): ⟦learnt⟧, ■ where a turn stops"
+        parts += [Text(title, style="bold"), token_view(facts.example)]
+        parts += [Text(), turn_table(facts.example)]
     return Group(*parts)
 
 
@@ -88,13 +80,18 @@ def _token_parts(tokens: TokenFacts, unit: str) -> list[RenderableType]:
     longest = ", ".join(f"{unit} {r.number} ({r.num_tokens:,})" for r in tokens.longest_rows)
     spread = f"{tokens.shortest:,} to {tokens.longest:,}"
     spread += f", median {tokens.median:,}, mean {tokens.mean:,}"
+    lost = f"{tokens.num_lost_tokens:,} tokens, {tokens.num_lost_targets:,} to learn, "
+    lost += f"{tokens.num_lost_stops:,} stop tokens (truncation: {tokens.truncation})"
+    packed = f"{tokens.num_packed_rows:,} rows, {tokens.packed_share:.1%} full; "
+    packed += f"shared beginnings save {tokens.shared_share:.0%} of the tokens"
     pairs = [
         ("tokens", f"{format_count(tokens.num_tokens)} in {tokens.num_examples:,} examples"),
         ("learnt", f"{format_count(tokens.num_targets)} ({share:.0%})"),
         ("lengths", spread),
         ("truncated", f"{tokens.num_truncated:,} examples, to {tokens.max_length:,} tokens"),
+        ("lost", lost),
         ("longest", longest),
-        ("packed", f"{tokens.num_packed_rows:,} rows, {tokens.packed_share:.1%} full"),
+        ("packed", packed),
     ]
     title = Text("\ntokens of an example", style="bold")
     return [Text(), _pairs_table(pairs), title, _bars(tokens.histogram)]
@@ -109,36 +106,3 @@ def _problem_parts(facts: Inspection) -> list[RenderableType]:
         _pairs_table([(f"{count:,}", reason) for reason, count in facts.dropped.items()]),
         Text("\n".join(lines), style="dim"),
     ]
-
-
-def _visible(text: str) -> str:
-    """Line ends are shown and kept; other control characters are spelled out."""
-    return "".join(
-        "⏎\n" if c == "\n" else c if c.isprintable() else f"\\x{ord(c):02x}" for c in text
-    )
-
-
-def token_view(example: Example, tokenizer: "PreTrainedTokenizerBase") -> Text:
-    """An example's text with what is learnt in green and between ⟦ and ⟧, the rest dim.
-
-    The marks hold without color too. What stands between them is decoded from the tokens that
-    carry loss, not taken from the data file.
-    """
-    view = Text()
-    begin = 0
-    for end in range(1, example.num_tokens + 1):
-        learnt = example.targets[begin]
-        if end < example.num_tokens and example.targets[end] == learnt:
-            continue
-        ids = list(example.input_ids[begin:end])
-        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        shown = _visible(str(text))
-        if learnt:
-            view.append("⟦", style="green").append(shown, style="bold green")
-            view.append("⟧", style="green")
-        else:
-            view.append(shown, style="dim")
-        begin = end
-    if example.num_truncated:
-        view.append(f"… {example.num_truncated:,} tokens were cut off", style="yellow")
-    return view

@@ -18,7 +18,8 @@ from ince.models.prequantized import agreed_quantization, stored_quantization
 from ince.models.quiet import quiet_transformers
 from ince.models.reference import ResolvedModel, resolve
 from ince.models.source import TensorSource
-from ince.quant import NF4Config, quantize_model
+from ince.ops import native_dtype
+from ince.quant import NF4Config, packed_modules, quantize_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,7 +53,8 @@ def load_model(
         reference: a packaged name, folder, GGUF file or hub id; or what `resolve` returned.
         quantization: pack the linear layers in four bits. A folder of bitsandbytes' in four bits
             keeps its codes, with None or with settings that it fits.
-        dtype: of what is not quantized; bfloat16 when None.
+        dtype: of what is not quantized. None: bfloat16, and float32 on a processor that only
+            emulates it; packed layers then multiply in it too, unless their config says otherwise.
         device: ``"auto"`` takes CUDA, then MPS, then the CPU; else a torch device.
         revision: branch, tag or commit, for a hub id.
         cache: keep the packed model on disk, so that the next load with these settings is a
@@ -69,7 +71,7 @@ def load_model(
     A tokenizer without a padding token pads with its end token.
     """
     target = choose_device(device)
-    kept = torch.bfloat16 if dtype is None else dtype
+    kept = native_dtype(target) if dtype is None else dtype
     if kept not in _DTYPES:
         raise InputError(
             "a model cannot be loaded in this dtype",
@@ -85,12 +87,25 @@ def load_model(
         config, stored = read_config(resolved.folder)
         tokenizer = load_tokenizer(resolved.folder)
         model = _load(resolved, config, source, kept, target, quantization, stored, cache, progress)
+    if dtype is None and not _says_compute_dtype(quantization):
+        _multiply_natively(model, kept)
     check_vocabulary(model, tokenizer, resolved.folder)
     model.name_or_path = resolved.name
     model.config.name_or_path = resolved.name
     note_origin(model, resolved)
     model.requires_grad_(False)
     return model.eval(), tokenizer
+
+
+def _says_compute_dtype(quantization: NF4Config | None) -> bool:
+    return quantization is not None and "compute_dtype" in quantization.model_fields_set
+
+
+def _multiply_natively(model: "PreTrainedModel", native: torch.dtype) -> None:
+    """Let packed layers multiply in float32 where 16 bits are emulated; what is kept stays."""
+    if native == torch.float32:
+        for module in packed_modules(model).values():
+            module.compute_dtype = native
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:

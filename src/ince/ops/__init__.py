@@ -11,20 +11,26 @@ from ince.ops import cpu, reference, triton
 from ince.ops.absmax import dequantize_absmax, quantize_absmax
 from ince.ops.attention import attention_tiles, packed_attention, packed_attention_backward
 from ince.ops.codes import BLOCKSIZES, CODES, NF4_CODE, QUANT_TYPES, code_of, dynamic_map
+from ince.ops.cross_entropy import IGNORED, cross_entropy, cross_entropy_grad_
 from ince.ops.four_bit import dequantize_4bit, quantize_4bit
 from ince.ops.gated import ACTIVATIONS, gated_activation, gated_activation_backward_
 from ince.ops.linear import gemv_4bit, linear_4bit
+from ince.ops.native import native_dtype
 from ince.ops.norm import rms_norm, rms_norm_add_input_grad_, rms_norm_input_grad
+from ince.ops.rotary import rope, rope_, rope_input_grad
 
 __all__ = [
     "ACTIVATIONS",
     "BLOCKSIZES",
     "CODES",
+    "IGNORED",
     "NF4_CODE",
     "QUANT_TYPES",
     "attention_tiles",
     "code_of",
     "cpu",
+    "cross_entropy",
+    "cross_entropy_grad_",
     "dequantize_4bit",
     "dequantize_absmax",
     "dynamic_map",
@@ -32,6 +38,7 @@ __all__ = [
     "gated_activation_backward_",
     "gemv_4bit",
     "linear_4bit",
+    "native_dtype",
     "packed_attention",
     "packed_attention_backward",
     "quantize_4bit",
@@ -40,5 +47,8 @@ __all__ = [
     "rms_norm",
     "rms_norm_add_input_grad_",
     "rms_norm_input_grad",
+    "rope",
+    "rope_",
+    "rope_input_grad",
     "triton",
 ]

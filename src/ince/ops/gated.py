@@ -1,4 +1,4 @@
-"""Gated activations, SwiGLU and GeGLU (arXiv:2002.05202): the declaration of two operators.
+"""Gated activations, SwiGLU and GeGLU (arXiv:2002.05202): the declaration of three operators.
 
 The backward one works in place: a training step keeps gate and up and nothing else, and gets
 the gradients of both, and the product that the next layer's weight gradient needs, in the memory
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ince.errors import InputError, did_you_mean
 from ince.ops.checks import check_float_rows, check_same_device, check_shape
-from ince.ops.operator import Autograd, Operator
+from ince.ops.operator import NO_SECOND_GRADIENT, Autograd, Operator
 
 __all__ = [
     "ACTIVATIONS",
     "GATED_ACTIVATION",
     "GATED_ACTIVATION_BACKWARD_",
+    "GATED_ACTIVATION_GRAD",
     "gated_activation",
     "gated_activation_backward_",
 ]
@@ -96,9 +97,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: A
 
 
 def _grad(ctx: Any, dh: Tensor) -> tuple[Tensor | None, ...]:
-    gate, up = (kept.detach().clone() for kept in ctx.saved_tensors)
-    gated_activation_backward_(dh.detach().clone(), gate, up, ctx.kind)
-    return gate, up, None
+    grads = torch.ops.ince.gated_activation_grad.default(dh, *ctx.saved_tensors, ctx.kind)
+    return *grads, None
 
 
 GATED_ACTIVATION = Operator(
@@ -114,6 +114,13 @@ GATED_ACTIVATION_BACKWARD_ = Operator(
     _check_backward,
 )
 
+GATED_ACTIVATION_GRAD = Operator(
+    "gated_activation_grad",
+    "(Tensor dh, Tensor gate, Tensor up, str kind) -> (Tensor, Tensor)",
+    _check_backward,
+    NO_SECOND_GRADIENT,
+)
+
 
 @GATED_ACTIVATION.fake
 def _shape(gate: Tensor, up: Tensor, kind: str) -> Tensor:  # noqa: ARG001  the operator's signature
@@ -123,3 +130,8 @@ def _shape(gate: Tensor, up: Tensor, kind: str) -> Tensor:  # noqa: ARG001  the 
 @GATED_ACTIVATION_BACKWARD_.fake
 def _nothing(dh: Tensor, gate: Tensor, up: Tensor, kind: str) -> None:  # noqa: ARG001
     return None
+
+
+@GATED_ACTIVATION_GRAD.fake
+def _shapes(dh: Tensor, gate: Tensor, up: Tensor, kind: str) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    return gate.new_empty(gate.shape), up.new_empty(up.shape)

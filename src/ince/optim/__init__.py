@@ -8,6 +8,7 @@ from ince.optim.adamw import (
 )
 from ince.optim.lora_fa import LoraFAOptimizer, create_lorafa_optimizer
 from ince.optim.lora_plus import create_loraplus_optimizer, lora_plus_groups, lora_plus_ratios
+from ince.optim.lr_ratios import lr_ratios
 from ince.optim.schedule import learning_rate
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "load_optimizer_state",
     "lora_plus_groups",
     "lora_plus_ratios",
+    "lr_ratios",
     "optimizer_state",
     "set_learning_rate",
 ]

@@ -27,6 +27,8 @@ from ince.recipe.yaml_text import dump_yaml
 from ince.train.config import NOT_OF_THE_RESULT, TrainConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from ince.lora import LoraConfig
     from ince.quant import NF4Config
 
@@ -67,8 +69,9 @@ class ModelSection(BaseModel):
     """Hold a 16-bit copy of the 4-bit weights while training: faster where unpacking is slow,
     for the memory of a 16-bit base. Only with nf4."""
 
-    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Type of the activations and of the products."""
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Type of the activations and of the products. ``auto``: bfloat16, and float32 on a
+    processor that only emulates it."""
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$")
     """``auto`` takes an accelerator when there is one."""
@@ -91,13 +94,22 @@ class ModelSection(BaseModel):
             return None
         from ince.quant import NF4Config
 
-        return NF4Config(
-            blocksize=self.blocksize,
-            double_quant=self.double_quant,
-            scale_search=self.scale_search,
-            quantize_head=self.quantize_head,
-            compute_dtype=self.compute_dtype,
-        )
+        settings: dict[str, object] = {
+            "blocksize": self.blocksize,
+            "double_quant": self.double_quant,
+            "scale_search": self.scale_search,
+            "quantize_head": self.quantize_head,
+        }
+        if self.compute_dtype != "auto":
+            settings["compute_dtype"] = self.compute_dtype
+        return NF4Config.model_validate(settings)
+
+    @property
+    def torch_dtype(self) -> "torch.dtype | None":
+        """`compute_dtype` as `load_model` takes it: None for ``auto``."""
+        import torch
+
+        return None if self.compute_dtype == "auto" else getattr(torch, self.compute_dtype)
 
 
 class LoraSection(BaseModel):

@@ -10,12 +10,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from rich.console import Console
 
-from ince.data import Batch, Split, collate, load_split, pack_rows, single_rows
+from ince.data import Batch, DataConfig, Split, collate, load_split, pack_rows, single_rows
 from ince.errors import OutputError
 from ince.evaluate import heldout_loss
 from ince.files import sha256_file, write_text
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from ince.recipe.measure import Question
 
-__all__ = ["Session", "open_run"]
+__all__ = ["ReadSplit", "Session", "open_run"]
 
 # What a run folder may hold; anything else in it is not ours to touch.
 _OWN = {
@@ -106,6 +106,21 @@ def open_run(recipe: Recipe, *, resume: bool) -> RunRecord:
     return record
 
 
+class ReadSplit(Protocol):
+    """Reads a data file and encodes its rows, as `load_split` does."""
+
+    def __call__(
+        self,
+        path: str,
+        config: DataConfig,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Split:
+        """The rows of `path` as examples, and what became of each."""
+        ...
+
+
 class Session:
     """Base, adapter and data of one run, ready to train and to be measured."""
 
@@ -116,8 +131,16 @@ class Session:
         *,
         console: Console,
         progress: RunProgress | None = None,
+        read_split: ReadSplit = load_split,
     ) -> None:
-        """Load what the recipe names; `progress` is that of `console` unless it is given.
+        """Load what the recipe names.
+
+        Args:
+            recipe: of the run.
+            record: of the run, in its folder.
+            console: for progress.
+            progress: in place of the console's own.
+            read_split: in place of reading the data anew.
 
         Raises:
             InputError: the model, the data or the adapter's targets cannot be used.
@@ -127,6 +150,7 @@ class Session:
         self.console = console
         self.progress = RunProgress(console) if progress is None else progress
         self.folder = recipe.output_folder
+        self._read_split = read_split
         with record.phase("load"):
             self.model, self.tokenizer = self._load_model()
         with record.phase("data"):
@@ -151,7 +175,7 @@ class Session:
             base, tokenizer = load_model(
                 resolved,
                 quantization=section.to_nf4_config(),
-                dtype=getattr(torch, section.compute_dtype),
+                dtype=section.torch_dtype,
                 device=section.device,
                 progress=report,
             )
@@ -168,6 +192,7 @@ class Session:
             "license": resolved.license,
             "num_parameters": num_total - num_trainable,
             "weight_bytes": _held_bytes(model),
+            "compute_dtype": str(base.dtype).removeprefix("torch."),
             "quantization": None
             if section.quantize is None
             else {
@@ -194,7 +219,7 @@ class Session:
     def _load_split(self, path: str) -> Split:
         with self.progress.bars() as report:
             name = Path(path).name
-            return load_split(
+            return self._read_split(
                 path,
                 self.recipe.data,
                 self.tokenizer,
@@ -299,6 +324,7 @@ class Session:
             "tokens_per_second": round(result.tokens_per_second, 2),
             "first_loss": result.first_loss,
             "final_loss": result.final_loss,
+            "computed": result.computed,
             "num_skipped": result.num_skipped,
             "num_spikes": result.num_spikes,
             "adapter_step": result.adapter_step,

@@ -55,12 +55,30 @@ class TrainConfig(BaseModel):
     What does not fit is cut into smaller micro-batches. None: on a CPU no limit, on a GPU what
     is free."""
 
+    activations: Literal["keep", "recompute", "offload"] = "keep"
+    """What is kept for the backward pass: everything; the inputs of layers, which then run once
+    more; or those, in pinned memory instead of on the accelerator."""
+
+    fused: bool = True
+    """Compute norms, feed-forward blocks and q, k, v by fused functions, where there are such."""
+
+    compile: bool = False
+    """Compile the model's layers, if a trial before the first step shows that it helps."""
+
     lr: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
 
     loraplus_lr_ratio: float | None = Field(default=None, gt=0)
     """How many times as fast as A each B learns (LoRA+, arXiv:2402.12354); 16 is usual.
     None: as fast."""
+
+    layer_lr_decay: float | None = Field(default=None, gt=0, le=1)
+    """How fast each layer learns, as a share of the layer after it; 0.9 to 0.95 is usual.
+    None: all alike."""
+
+    lr_multipliers: dict[str, float] = Field(default_factory=dict)
+    """Factors on the learning rate of what their patterns match: dotted words of a parameter's
+    name (``q_proj``, ``layers.0``, ``lora_B``), or a regular expression for all of it."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate after warm-up: down to zero, or level."""
@@ -142,6 +160,9 @@ class TrainConfig(BaseModel):
                 f"micro_batch_tokens is {self.micro_batch_tokens}, "
                 f"more than batch_tokens, {self.batch_tokens}"
             )
+        wrong = [f"{name}: {factor}" for name, factor in self.lr_multipliers.items() if factor <= 0]
+        if wrong:
+            raise ValueError(f"lr_multipliers has {', '.join(wrong)}; each must be more than 0")
         if self.eval_every is None and self.early_stopping is not None:
             raise ValueError("early_stopping needs eval_every, the steps between evaluations")
         if self.eval_every is None and self.keep_best:

@@ -15,6 +15,7 @@ from torch import nn
 from ince.data.example import Example
 from ince.errors import InterruptedRunError, TrainingError
 from ince.record import RunRecord
+from ince.train.compute import ComputeReport, computed_as
 from ince.train.config import TrainConfig
 from ince.train.interrupt import StopRequest, stop_request
 from ince.train.log import RunLog
@@ -49,6 +50,8 @@ class TrainResult:
     best_loss: float | None
     """Of the evaluations, in nats; None where there was none."""
     stopped_early: bool
+    computed: dict[str, object]
+    """What was fused, kept and compiled; of the last sitting."""
 
 
 def train(
@@ -124,14 +127,17 @@ def train(
         )
     run.resume()
     guard = MemoryGuard(run, record=record)
-    if run.state.step < end and not run.is_done:
-        guard.prepare()
+    if (packing_facts := plan.packing_facts()) is not None:
+        observer.said(str(packing_facts))
     observer.started(run.state.step, plan.num_steps)
     with (
+        computed_as(model, config, trial=run.backward, say=observer.said) as computed,
         stop_request() as stop,
         RunLog(run_dir / "log.jsonl", from_step=run.state.step, say=observer.said) as log,
         guard,
     ):
+        if run.state.step < end and not run.is_done:
+            guard.prepare()
         while run.state.step < end and not run.is_done:
             report = guard.step()
             log.write(**report.line())
@@ -164,7 +170,7 @@ def train(
                     where=run_dir / "checkpoints" / f"step-{run.saved_step:06d}",
                     do="run the same command again to go on",
                 )
-    return _result(run, run.take_result() if run.is_done else run.state.step)
+    return _result(run, run.take_result() if run.is_done else run.state.step, computed)
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -189,7 +195,7 @@ def _save(run: TrainRun, log: RunLog, stop: StopRequest) -> None:
     )
 
 
-def _result(run: TrainRun, adapter_step: int) -> TrainResult:
+def _result(run: TrainRun, adapter_step: int, computed: ComputeReport) -> TrainResult:
     state = run.state
     return TrainResult(
         steps=state.step,
@@ -206,4 +212,5 @@ def _result(run: TrainRun, adapter_step: int) -> TrainResult:
         best_step=state.best_step,
         best_loss=state.best_loss,
         stopped_early=state.stopped_early,
+        computed=computed.to_dict(),
     )

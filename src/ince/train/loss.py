@@ -4,7 +4,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ince.data import IGNORED, Batch, attention_mask
-from ince.models import attention_argument, logits_only_at
+from ince.models import attention_argument, hidden_only_at, logits_only_at, output_head
+from ince.train.linear_cross_entropy import linear_cross_entropy
 
 __all__ = ["target_loss"]
 
@@ -21,12 +22,18 @@ def target_loss(model: nn.Module, batch: Batch) -> Tensor:
     """
     # The token at a place is predicted at the one before it.
     rows_N, before_N = (batch.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-    with logits_only_at(model, rows_N, before_N):
-        output = model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=attention_argument(model, attention_mask(batch), batch.position_ids),
-            use_cache=False,
-        )
     targets_N = batch.labels[rows_N, before_N + 1]
+    inputs = {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "attention_mask": attention_argument(model, attention_mask(batch), batch.position_ids),
+        "use_cache": False,
+    }
+    head = output_head(model)
+    if head is not None:
+        with hidden_only_at(model, rows_N, before_N) as hidden:
+            model(**inputs)
+        return linear_cross_entropy(hidden[0], head, targets_N)
+    with logits_only_at(model, rows_N, before_N):
+        output = model(**inputs)
     return F.cross_entropy(output.logits[0].float(), targets_N, reduction="sum")

@@ -26,7 +26,7 @@ from ince.optim import (
     build_optimizer,
     learning_rate,
     load_optimizer_state,
-    lora_plus_ratios,
+    lr_ratios,
     optimizer_state,
     set_learning_rate,
 )
@@ -85,6 +85,7 @@ class TrainRun:
 
         Raises:
             TrainingError: nothing to train.
+            ConfigError: a pattern of `lr_multipliers` matches nothing.
         """
         self.model = model
         self.plan = plan
@@ -94,14 +95,19 @@ class TrainRun:
         self.observer = observer
         self._lr_at = self._scheduled if lr_at is None else lr_at
         self.parameters = trainable(model)
-        ratio = config.loraplus_lr_ratio
+        ratios = lr_ratios(
+            model,
+            loraplus_lr_ratio=config.loraplus_lr_ratio,
+            layer_lr_decay=config.layer_lr_decay,
+            lr_multipliers=config.lr_multipliers,
+        )
         self.optimizer = build_optimizer(
             self.parameters,
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
-            lr_ratios=None if ratio is None else lora_plus_ratios(model, ratio),
+            lr_ratios=ratios,
         )
         self.average = (
             None if config.ema_decay is None else AdapterAverage(self.parameters, config.ema_decay)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ince.data.example import Example
 from ince.data.order import epoch_order
-from ince.data.packing import Row, pack_rows, single_rows
+from ince.data.packing import PackingFacts, Row, pack_rows, single_rows
 from ince.errors import TrainingError
 
 __all__ = ["StepPlan"]
@@ -57,6 +57,13 @@ class StepPlan:
             )
             self._passes[epoch] = self._cut(rows)
         return self._passes[epoch]
+
+    def packing_facts(self) -> PackingFacts | None:
+        """How well the rows of the first pass are filled; None where nothing is packed."""
+        if not self._packing:
+            return None
+        rows = [row for step in self._steps_of(0) for row in step]
+        return PackingFacts.of(rows, self._max_length)
 
     def _cut(self, rows: Sequence[Row]) -> list[list[Row]]:
         """Rows in their order, as many a step as `batch_tokens` holds; at least one."""

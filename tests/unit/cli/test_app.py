@@ -13,6 +13,19 @@ from ince.errors import ConfigError, InceError, InterruptedRunError, Problem, Pr
 SURFACE = {
     "demo": {"--output", "--quick"},
     "train": {"--fresh"},
+    "lr-find": {"--from", "--to", "--steps", "--stop-factor", "--plot", "--out"},
+    "sweep": {
+        "--budget",
+        "--eta",
+        "--min-steps",
+        "--random",
+        "--seed",
+        "--out",
+        "--plot",
+        "--dry-run",
+        "--fresh",
+        "--yes",
+    },
     "eval": {
         "--data",
         "--base",

@@ -37,7 +37,7 @@ def test_a_tokenizer_tells_the_lengths(path, make_tokenizer):
     assert [row.number for row in tokens.longest_rows] == [21, 20, 19, 18, 17]
     assert tokens.num_truncated == sum(n > 35 for n in range(tokens.shortest, tokens.longest + 1))
     assert 0 < tokens.packed_share <= 1
-    assert found.example.source == "a.jsonl, line 2"
+    assert found.example.example.source == "a.jsonl, line 2"
 
 
 def test_rows_left_out_for_their_length_are_among_the_dropped(path, make_tokenizer):

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from ince.data.example import Example
 from ince.data.order import epoch_order
-from ince.data.packing import Row, pack_rows, single_rows
+from ince.data.packing import PackingFacts, Row, pack_rows, single_rows
 from ince.errors import DataError
 
 MAX_LENGTH = 16
@@ -101,3 +101,13 @@ def test_an_example_that_does_not_fit_is_refused(length):
 def test_single_rows_follow_the_order():
     rows = single_rows([alone(2, 0), alone(3, 1)], [1, 0])
     assert [(row.examples[0].source, row.num_tokens) for row in rows] == [("1", 3), ("0", 2)]
+
+
+def test_how_full_rows_are_is_said():
+    system = (1,) * 6
+    every = [Example((*system, 2, token), (*[False] * 7, True), "x") for token in range(3, 7)]
+    rows = pack_rows(every, range(4), 10)
+    facts = PackingFacts.of(rows, 10)
+    assert (facts.num_rows, facts.num_tokens, facts.num_shared) == (2, 20, 12)
+    assert str(facts) == "packed into 2 rows, 100.0% full; shared beginnings save 38% of the tokens"
+    assert str(PackingFacts.of([], 10)) == "packed into 0 rows, 0.0% full"

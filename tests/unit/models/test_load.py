@@ -32,6 +32,7 @@ from ince.formats.bitsandbytes_config import config_to_bitsandbytes
 from ince.lora.base_identity import base_digest
 from ince.models import ResolvedModel, choose_device, load_model, resolve
 from ince.models import load as load_module
+from ince.ops import native_dtype
 from ince.quant import Linear4bit, NF4Config, quantize_model
 
 COMMON = {
@@ -139,7 +140,7 @@ def test_model_is_frozen_and_in_evaluation_mode(folder: Path) -> None:
     model, tokenizer = load_model(folder, device="cpu")
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {native_dtype("cpu")}
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert tokenizer.pad_token_id == tokenizer.eos_token_id  # it had none
     assert model.name_or_path == str(folder.resolve())
@@ -425,3 +426,23 @@ def test_tensors_that_the_class_keeps_in_float32_stream(
     for name, tensor in ours.state_dict().items():
         assert tensor.dtype == expected[name].dtype
         assert torch.equal(tensor, expected[name])
+
+
+@pytest.mark.parametrize("native", [torch.float32, torch.bfloat16])
+def test_without_a_type_the_processor_chooses(
+    folder: Path, native: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ince.models.load.native_dtype", lambda _: native)
+    model, _ = load_model(folder, quantization=NF4Config(), device="cpu")
+    layer = model.model.layers[0].mlp.up_proj
+    assert (model.dtype, layer.compute_dtype) == (native, native)
+    assert layer.config.compute_dtype == "bfloat16"  # what is written stays what it was
+
+
+def test_a_type_that_was_asked_for_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ince.models.load.native_dtype", lambda _: torch.float32)
+    config = NF4Config(compute_dtype="bfloat16")
+    model, _ = load_model(folder, quantization=config, device="cpu")
+    assert model.model.layers[0].mlp.up_proj.compute_dtype == torch.bfloat16
+    model, _ = load_model(folder, dtype=torch.bfloat16, device="cpu")
+    assert model.dtype == torch.bfloat16

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ince.errors import CorruptFileError, InterruptedRunError, TrainingError
+from ince.errors import ConfigError, CorruptFileError, InterruptedRunError, TrainingError
 from ince.train import TrainConfig, train
 from ince.train.checkpoint import latest_checkpoint
 
@@ -173,3 +173,24 @@ def test_a_run_with_lora_plus_resumes_to_the_bit(tmp_path, small_run):
     resumed, _ = small_run(tmp_path / "b", loraplus_lr_ratio=16)
     wanted, got = small_run.trained(straight), small_run.trained(resumed)
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+def test_rates_by_layer_and_name_resume_to_the_bit(tmp_path, small_run):
+    settings = {
+        "loraplus_lr_ratio": 4,
+        "layer_lr_decay": 0.5,
+        "lr_multipliers": {"q_proj": 2.0, r".*\.v_proj\..*": 0.1},
+    }
+    whole, _ = small_run(tmp_path / "whole", **settings)
+    small_run.cut(tmp_path / "cut", 4, **settings)
+    resumed, _ = small_run(tmp_path / "cut", **settings)
+    before, after = small_run.trained(whole), small_run.trained(resumed)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    plain, _ = small_run(tmp_path / "plain", loraplus_lr_ratio=4)
+    assert any(not torch.equal(before[n], value) for n, value in small_run.trained(plain).items())
+
+
+def test_a_pattern_that_matches_nothing_ends_the_run_before_it_begins(tmp_path, small_run):
+    with pytest.raises(ConfigError, match="did you mean 'q_proj'"):
+        small_run(tmp_path, lr_multipliers={"q_prj": 2.0})
+    assert not (tmp_path / "log.jsonl").exists()

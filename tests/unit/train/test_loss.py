@@ -104,15 +104,19 @@ def test_packed_loss_and_gradients_equal_single_ones(name, packing, dtype):
         torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=atol)
 
 
-def test_no_logits_are_made_where_nothing_is_learnt():
-    model = MODELS["llama"]().eval()
+@pytest.mark.parametrize("trains", [True, False])
+def test_no_logits_are_made_where_nothing_is_learnt(trains):
+    model = MODELS["llama"]().eval().requires_grad_(trains)
+    batch = collate(pack_rows(examples(), range(9), 64), 0)
+    target_loss(model, batch)  # the first one looks what the output layer is
     seen = []
     handle = model.lm_head.register_forward_hook(lambda _m, _i, out: seen.append(out.shape))
-    batch = collate(pack_rows(examples(), range(9), 64), 0)
     target_loss(model, batch)
     handle.remove()
-    assert seen == [(1, batch.num_targets, 97)]
+    # A frozen layer is multiplied by the loss itself, part by part.
+    assert seen == ([(1, batch.num_targets, 97)] if trains else [(1, 1, 1)])
     assert not model.lm_head._forward_pre_hooks
+    assert "forward" not in vars(model.lm_head)
 
 
 def test_the_hook_is_gone_when_the_forward_raises():
@@ -123,3 +127,4 @@ def test_the_hook_is_gone_when_the_forward_raises():
     with pytest.raises(IndexError):
         target_loss(model, broken)
     assert not model.lm_head._forward_pre_hooks
+    assert "forward" not in vars(model.lm_head)

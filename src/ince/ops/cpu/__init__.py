@@ -5,16 +5,18 @@ sums where they are multiplied. Where the library is missing (no compiler when i
 installed), the reference does the work: that is said once in the log, and by `status`.
 """
 
-from ince.ops.cpu import attention, four_bit, gated, linear, norm
+from ince.ops.cpu import attention, cross_entropy, four_bit, gated, linear, norm, rotary
 from ince.ops.cpu.library import instruction_sets, status, use_instruction_set
 
 __all__ = [
     "attention",
+    "cross_entropy",
     "four_bit",
     "gated",
     "instruction_sets",
     "linear",
     "norm",
+    "rotary",
     "status",
     "use_instruction_set",
 ]

@@ -6,9 +6,14 @@ from torch import Tensor
 import ince.ops.reference as reference
 from ince.ops.cpu.library import active
 from ince.ops.cpu.rows import rows_of
-from ince.ops.gated import ACTIVATIONS, GATED_ACTIVATION, GATED_ACTIVATION_BACKWARD_
+from ince.ops.gated import (
+    ACTIVATIONS,
+    GATED_ACTIVATION,
+    GATED_ACTIVATION_BACKWARD_,
+    GATED_ACTIVATION_GRAD,
+)
 
-__all__ = ["gated_activation", "gated_activation_backward_"]
+__all__ = ["gated_activation", "gated_activation_backward_", "gated_activation_grad"]
 
 # Numbers of the kinds, as in kernels/training.h.
 _KINDS = {kind: number for number, kind in enumerate(ACTIVATIONS)}
@@ -56,3 +61,11 @@ def gated_activation_backward_(dh: Tensor, gate: Tensor, up: Tensor, kind: str) 
     for rows, tensor in zip(all_rows, (dh, gate, up), strict=True):
         if rows.tensor is not tensor:
             tensor.copy_(rows.tensor)
+
+
+@GATED_ACTIVATION_GRAD.backend("cpu")
+def gated_activation_grad(dh: Tensor, gate: Tensor, up: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """The gradients of `ince.ops.gated_activation`, in new memory."""
+    d_gate, d_up = (x.clone(memory_format=torch.contiguous_format) for x in (gate, up))
+    gated_activation_backward_(dh.clone(), d_gate, d_up, kind)
+    return d_gate, d_up

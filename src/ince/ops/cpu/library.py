@@ -50,6 +50,8 @@ class Library:
     norm_grad: Callable[..., object]
     gated: Callable[..., object]
     gated_grad: Callable[..., object]
+    rotate: Callable[..., object]
+    cross_entropy: Callable[..., int]
     attention_tiles: Callable[..., object]
     attention: Callable[..., int]
     attention_backward: Callable[..., int]
@@ -187,6 +189,9 @@ def _load(path: Path) -> Library:
     norm_grad = (*rows * 2, _ADDRESS, _ADDRESS, *size, *(_ADDRESS, _COUNT) * 2, _NUMBER)
     gated = (*(_ADDRESS, _COUNT) * 2, _NUMBER, _NUMBER, *size, _ADDRESS, _NUMBER)
     gated_grad = (*(_ADDRESS, _COUNT) * 3, _NUMBER, _NUMBER, *size, _NUMBER)
+    tables = (_ADDRESS, _ADDRESS, _COUNT, _COUNT, _NUMBER)
+    rotate = (_ADDRESS, _ADDRESS, _NUMBER, *tables, *(_COUNT,) * 4, _NUMBER, _NUMBER)
+    losses = (_FLOAT, _FLOAT, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER)
     return Library(
         instruction_sets=tuple(names.value.decode().split()),
         runs_in_threads=team is not None,
@@ -198,6 +203,10 @@ def _load(path: Path) -> Library:
         norm_grad=function("ince_norm_grad", *norm_grad),
         gated=function("ince_gated", *gated),
         gated_grad=function("ince_gated_grad", *gated_grad),
+        rotate=function("ince_rotate", *rotate),
+        cross_entropy=function(
+            "ince_cross_entropy", *rows, _ADDRESS, *size, *losses, result=_COUNT
+        ),
         attention_tiles=function("ince_attention_tiles", *tiles),
         attention=function("ince_attention", _ADDRESS, _NUMBER, result=_NUMBER),
         attention_backward=function("ince_attention_backward", _ADDRESS, _NUMBER, result=_NUMBER),

@@ -6,17 +6,32 @@ from ince.ops.reference.attention import (
     packed_attention,
     packed_attention_backward,
 )
+from ince.ops.reference.cross_entropy import (
+    cross_entropy,
+    cross_entropy_grad_,
+    cross_entropy_input_grad,
+    refuse_targets,
+)
 from ince.ops.reference.four_bit import dequantize_4bit, quantize_4bit, refuse_non_finite
-from ince.ops.reference.gated import gated_activation, gated_activation_backward_
+from ince.ops.reference.gated import (
+    gated_activation,
+    gated_activation_backward_,
+    gated_activation_grad,
+)
 from ince.ops.reference.linear import gemv_4bit, linear_4bit, linear_4bit_input_grad
 from ince.ops.reference.norm import rms_norm, rms_norm_add_input_grad_, rms_norm_input_grad
+from ince.ops.reference.rotary import rope, rope_, rope_input_grad
 
 __all__ = [
     "attention_tiles",
+    "cross_entropy",
+    "cross_entropy_grad_",
+    "cross_entropy_input_grad",
     "dequantize_4bit",
     "dequantize_absmax",
     "gated_activation",
     "gated_activation_backward_",
+    "gated_activation_grad",
     "gemv_4bit",
     "linear_4bit",
     "linear_4bit_input_grad",
@@ -25,7 +40,11 @@ __all__ = [
     "quantize_4bit",
     "quantize_absmax",
     "refuse_non_finite",
+    "refuse_targets",
     "rms_norm",
     "rms_norm_add_input_grad_",
     "rms_norm_input_grad",
+    "rope",
+    "rope_",
+    "rope_input_grad",
 ]

@@ -9,9 +9,13 @@ import math
 import torch
 from torch import Tensor
 
-from ince.ops.gated import GATED_ACTIVATION, GATED_ACTIVATION_BACKWARD_
+from ince.ops.gated import (
+    GATED_ACTIVATION,
+    GATED_ACTIVATION_BACKWARD_,
+    GATED_ACTIVATION_GRAD,
+)
 
-__all__ = ["gated_activation", "gated_activation_backward_"]
+__all__ = ["gated_activation", "gated_activation_backward_", "gated_activation_grad"]
 
 _TWICE = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
@@ -27,13 +31,20 @@ def gated_activation(gate: Tensor, up: Tensor, kind: str) -> Tensor:
 @GATED_ACTIVATION_BACKWARD_.backend("default")
 def gated_activation_backward_(dh: Tensor, gate: Tensor, up: Tensor, kind: str) -> None:
     """See `ince.ops.gated_activation_backward_`."""
-    value, slope = _activated(gate.float(), kind)
-    wide_dh, wide_up = dh.float(), up.float()
-    # All three before any is written: `float` does not copy what is float32 already.
-    d_gate, d_up, h = wide_dh * wide_up * slope, wide_dh * value, value * wide_up
+    # All three before any is written.
+    h = gated_activation(gate, up, kind)
+    d_gate, d_up = gated_activation_grad(dh, gate, up, kind)
     gate.copy_(d_gate)
     up.copy_(d_up)
     dh.copy_(h)
+
+
+@GATED_ACTIVATION_GRAD.backend("default")
+def gated_activation_grad(dh: Tensor, gate: Tensor, up: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """The gradients of `ince.ops.gated_activation`, in new memory."""
+    value, slope = _activated(gate.float(), kind)
+    d_gate, d_up = dh.float() * up.float() * slope, dh.float() * value
+    return d_gate.to(gate.dtype).contiguous(), d_up.to(up.dtype).contiguous()
 
 
 def _activated(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:

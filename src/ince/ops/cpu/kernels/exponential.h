@@ -36,6 +36,18 @@ inline Vector exp_of(Vector x) { return exp_of_sum(x, Vector{}); }
 // 1 / (1 + exp(-x)), within 5 units, and what rounding x makes of it.
 inline Vector sigmoid_of(Vector x) { return 1.0f / (1.0f + exp_of(-x)); }
 
+// Within 6 units, small arguments included.
+inline Vector tanh_of(Vector x) {
+  const Vector magnitude = x < 0.0f ? -x : x;
+  const Vector square = x * x;
+  Vector p = square * 0.0172414915f - 0.0530454943f;
+  p = p * square + 0.133258790f;
+  p = p * square - 0.333331439f;
+  const Vector small = x + x * square * p;
+  const Vector large = 1.0f - 2.0f / (1.0f + exp_of(magnitude + magnitude));
+  return magnitude < 0.5f ? small : x < 0.0f ? -large : large;
+}
+
 // erfc(z) * exp(z²) for z >= 0, within 6 units.
 inline Vector erfcx_of(Vector z) {
   const Vector t = 1.0f / (1.0f + z * 0.5f);

@@ -10,6 +10,7 @@
 
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -141,6 +142,14 @@ inline Vector rounded_to(Vector values) {
                             : from_float16(to_float16(values));
 }
 
+// `values` with `other` beyond the first `count`.
+inline Vector padded(Vector values, int count, float other) {
+  if (count == kWidth) return values;
+  Ints position;
+  for (int i = 0; i < kWidth; ++i) position[i] = i;
+  return position < count ? values : all(other);
+}
+
 // body(position, count) for one register after the other; only the last has fewer than kWidth.
 template <typename Body>
 inline void for_each(int64_t n, const Body& body) {
@@ -181,6 +190,24 @@ inline float sum_of_piece(int64_t start, int64_t n, const Term& term) {
     parts[k] += term(start + i, n - i < kWidth ? int(n - i) : kWidth);
   }
   return folded(parts, [](float a, float b) { return a + b; });
+}
+
+// The largest of value(position, count), in the same lanes; numbers that are none are passed over.
+// Beyond `count` a value must be no larger than the others.
+template <typename Value>
+inline float most_of_piece(int64_t start, int64_t n, const Value& value) {
+  constexpr int kNum = kLanes / kWidth;
+  Vector parts[kNum];
+  for (Vector& part : parts) part = all(-INFINITY);
+  const auto take = [](Vector& most, Vector values) { most = values > most ? values : most; };
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int k = 0; k < kNum; ++k) take(parts[k], value(start + i + k * kWidth, kWidth));
+  }
+  for (int k = 0; k < kNum && i < n; ++k, i += kWidth) {
+    take(parts[k], value(start + i, n - i < kWidth ? int(n - i) : kWidth));
+  }
+  return folded(parts, [](float a, float b) { return b > a ? b : a; });
 }
 
 template <typename Term>

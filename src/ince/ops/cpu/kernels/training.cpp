@@ -99,3 +99,34 @@ INCE_API void ince_gated_grad(void* dh, int64_t dh_stride, void* gate, int64_t g
              return part;
            });
 }
+
+INCE_API void ince_rotate(const Heads* queries, const Heads* keys, int32_t dtype,
+                          const void* cosines, const void* sines, int64_t table_sequence,
+                          int64_t table_position, int32_t table_dtype, int64_t num_sequences,
+                          int64_t num_positions, int64_t head_size, int64_t num_rotated,
+                          int32_t transposed, int32_t threads) {
+  const RotateArgs args{{*queries, *keys}, DType(dtype),   DType(table_dtype), cosines,
+                        sines,             table_sequence, table_position,     num_positions,
+                        head_size,         num_rotated,    transposed != 0};
+  const int64_t token_size = (queries->num_heads + keys->num_heads) * head_size;
+  parallel_for(num_sequences * num_positions, rows_of(token_size), threads,
+               [&](int64_t first, int64_t last) { kernels->training->rotate(args, first, last); });
+}
+
+// -1, or the first row whose target is not one; nothing is written then. With `is_grad` the
+// logits become the gradient.
+INCE_API int64_t ince_cross_entropy(void* logits, int64_t stride, int32_t dtype,
+                                    const int64_t* targets, int64_t num_rows, int64_t num_cols,
+                                    float softcap, float scale, const float* weights,
+                                    float* losses, int32_t is_grad, int32_t threads) {
+  for (int64_t row = 0; row < num_rows; ++row) {
+    if (targets[row] != kIgnored && (targets[row] < 0 || targets[row] >= num_cols)) return row;
+  }
+  const CrossEntropyArgs args{logits,  stride, DType(dtype), targets, num_cols,
+                              softcap, scale,  weights,      losses};
+  const auto kernel =
+      is_grad ? kernels->training->cross_entropy_grad : kernels->training->cross_entropy;
+  parallel_for(num_rows, rows_of(num_cols), threads,
+               [&](int64_t first, int64_t last) { kernel(args, first, last); });
+  return -1;
+}

@@ -2,13 +2,16 @@
 
 #pragma once
 
+#include "cross_entropy.h"
 #include "gated.h"
 #include "norm.h"
+#include "rotary.h"
 
 namespace ince {
 namespace {
 
-const Training kTraining = {norm, norm_grad, gated, gated_grad};
+const Training kTraining = {norm,   norm_grad,     gated,             gated_grad,
+                            rotate, cross_entropy, cross_entropy_grad};
 
 }  // namespace
 }  // namespace ince
