@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ince.models.target_hidden import OutputHead
+from ince.ops import cross_entropy, cross_entropy_grad_
 
 __all__ = ["linear_cross_entropy"]
 
@@ -48,11 +49,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(start, start + num_rows)
             logits = torch.nn.functional.linear(hidden_ND[part], weight_VD, bias)
             if grad_ND is None:
-                total += _loss(_capped(logits.float(), head.softcap), targets_N[part])
-                continue
-            loss, logits = _loss_and_gradient(logits, targets_N[part], head.softcap)
-            total += loss
-            grad_ND[part] = logits @ weight_VD
+                total += cross_entropy(logits, targets_N[part], head.softcap).sum()
+            else:
+                total += cross_entropy_grad_(logits, targets_N[part], 1.0, head.softcap)
+                grad_ND[part] = logits @ weight_VD
+            del logits  # before the next ones
         if grad_ND is not None:
             ctx.save_for_backward(grad_ND)
         return total
@@ -62,25 +63,3 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_ND,) = ctx.saved_tensors
         return grad_ND * grads[0].to(grad_ND.dtype), None, None
-
-
-def _capped(logits_NV: Tensor, softcap: float) -> Tensor:
-    return softcap * torch.tanh(logits_NV / softcap) if softcap else logits_NV
-
-
-def _loss(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum")
-
-
-def _loss_and_gradient(
-    logits_NV: Tensor, targets_N: Tensor, softcap: float
-) -> tuple[Tensor, Tensor]:
-    """The loss, and its gradient in the type of the logits; float32 between."""
-    capped_NV = _capped(logits_NV.float(), softcap)
-    at_target_N1 = capped_NV.gather(1, targets_N[:, None])
-    total_N1 = capped_NV.logsumexp(1, keepdim=True)
-    grad_NV = (capped_NV - total_N1).exp_()
-    grad_NV.scatter_add_(1, targets_N[:, None], -torch.ones_like(at_target_N1))
-    if softcap:
-        grad_NV.mul_(1 - (capped_NV / softcap).square_())
-    return (total_N1 - at_target_N1).sum(), grad_NV.to(logits_NV.dtype)
