@@ -314,6 +314,7 @@ class Session:
                 sample=sample if questions else None,
                 stop_after=stop_after,
                 lr_at=lr_at,
+                record=self.record,
             )
         self.record["training"] = {
             "steps": result.steps,

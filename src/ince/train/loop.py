@@ -21,6 +21,7 @@ from ince.train.interrupt import StopRequest, stop_request
 from ince.train.log import RunLog
 from ince.train.memory_guard import MemoryGuard
 from ince.train.observer import Observer
+from ince.train.packing_proof import prove_packing
 from ince.train.run import TrainRun
 from ince.train.saving import save_patiently
 from ince.train.steps import StepPlan
@@ -90,7 +91,7 @@ def train(
         stop_after: end after this step though the plan is longer, evaluated and saved, to be gone
             on with later. The schedule is that of the whole plan.
         lr_at: the learning rate of a step, counted from 0, in place of the config's schedule.
-        record: of the run; gets what was found out about memory.
+        record: of the run; gets what was found out about memory, and the proof about packing.
 
     Raises:
         InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was saved first.
@@ -98,6 +99,7 @@ def train(
             fits into memory.
         CorruptFileError: checkpoints exist and none is whole, or they are of another recipe.
         DiskFullError: no checkpoint could be saved for minutes; the last one is good.
+        ProofError: packed examples do not give the logits that they give alone.
     """
     plan = StepPlan(
         examples,
@@ -138,6 +140,8 @@ def train(
     ):
         if run.state.step < end and not run.is_done:
             guard.prepare()
+            if packing:
+                prove_packing(model, plan, pad_id=pad_id, record=record)
         while run.state.step < end and not run.is_done:
             report = guard.step()
             log.write(**report.line())

@@ -76,7 +76,15 @@ def test_a_run_leaves_everything_that_the_design_names(recipe, tmp_path):
     names = [metric["name"] for metric in content["evaluation"]["metrics"]]
     assert names == ["heldout_loss", "perplexity", "exact_match", "chrf", "english_bits_per_byte"]
     assert all(proof["holds"] for proof in content["proofs"])
-    assert content["proofs"][0]["value"] < 1e-3
+    assert [proof["name"] for proof in content["proofs"]] == [
+        "packed rows equal single rows",
+        "merged model equals adapter",
+        "merged model in 16 bits",
+    ]
+    assert content["proofs"][1]["value"] < 1e-3
+    memory = content["memory"]
+    assert memory["held_bytes"] < memory["expected_bytes"]
+    assert memory["measured_bytes"] > 0
     assert len((folder / "samples.jsonl").read_text("utf-8").splitlines()) == 2
 
 
