@@ -296,16 +296,23 @@ class Recipe(BaseModel):
         and its run continued there. Their content is not in here: the run record has a digest
         of each file's bytes.
         """
-        content = self.to_dict()
-        del content["output"]
+        content = self.portable()
         for key in NOT_OF_THE_RESULT:
             del content["train"][key]
+        text = json.dumps(
+            content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+        return sha256_bytes(text.encode())
+
+    def portable(self) -> dict[str, Any]:
+        """The recipe without `output` and without folders: what is the same on any machine, and
+        may be shown to others.
+        """
+        content = self.to_dict()
+        del content["output"]
         for section, key in (("data", "train"), ("data", "eval"), ("evaluate", "english")):
             if isinstance(content[section].get(key), str):
                 content[section][key] = PurePath(content[section][key]).name
         if PurePath(self.model.base).is_absolute():
             content["model"]["base"] = PurePath(self.model.base).name
-        text = json.dumps(
-            content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        )
-        return sha256_bytes(text.encode())
+        return content

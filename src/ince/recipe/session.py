@@ -27,6 +27,7 @@ from ince.recipe.progress import RunProgress
 from ince.recipe.schema import Recipe
 from ince.record import RunRecord
 from ince.train import TrainResult, train
+from ince.train.sinks import reporting, require_installed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +47,7 @@ _OWN = {
     "report.html",
     "run.json",
     "samples.jsonl",
+    "sinks",
 }
 
 
@@ -143,7 +145,8 @@ class Session:
             read_split: in place of reading the data anew.
 
         Raises:
-            InputError: the model, the data or the adapter's targets cannot be used.
+            InputError: the model, the data or the adapter's targets cannot be used, or a sink of
+                `train.report_to` is not installed.
         """
         self.recipe = recipe
         self.record = record
@@ -151,6 +154,7 @@ class Session:
         self.progress = RunProgress(console) if progress is None else progress
         self.folder = recipe.output_folder
         self._read_split = read_split
+        require_installed(recipe.train.report_to)
         with record.phase("load"):
             self.model, self.tokenizer = self._load_model()
         with record.phase("data"):
@@ -298,7 +302,10 @@ class Session:
             self.record.phase("train"),
             held,
             packed_row_attention(self.model.get_base_model()),
-            self.progress.training() as observer,
+            self.progress.training() as shown,
+            reporting(
+                shown, config.report_to, run_dir=self.folder, config=self.recipe.portable()
+            ) as observer,
         ):
             result = train(
                 self.model,

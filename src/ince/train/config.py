@@ -8,11 +8,12 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ince.errors import InputError
+from ince.train.sinks.installed import SinkName
 from ince.units import parse_bytes
 
 __all__ = ["NOT_OF_THE_RESULT", "EarlyStopping", "TrainConfig"]
 
-NOT_OF_THE_RESULT = ("memory", "save_retries", "save_wait_seconds")
+NOT_OF_THE_RESULT = ("memory", "report_to", "save_retries", "save_wait_seconds")
 """Fields that may change while a run goes on: they decide how it fares, not what comes out."""
 
 _SECTION = ConfigDict(
@@ -125,6 +126,10 @@ class TrainConfig(BaseModel):
     keep_best: bool | None = None
     """Whether the result is the adapter of the lowest held-out loss instead of the last one; its
     checkpoint is then kept. Needs `eval_every`. None: yes where there is an `eval_every`."""
+
+    report_to: tuple[SinkName, ...] = ()
+    """Where the run's numbers go besides log.jsonl: ``tensorboard``, ``wandb``, ``mlflow``,
+    ``trackio``; each must be installed."""
 
     save_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints. None: at the end, and when the run is stopped."""

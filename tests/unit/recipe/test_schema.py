@@ -72,6 +72,8 @@ def test_the_digest_is_of_what_decides_the_result(rows, tmp_path):
     recipe = parse_recipe(least(rows))
     assert len(recipe.digest()) == 64
     assert parse_recipe(least(rows), overrides=["output=elsewhere"]).digest() == recipe.digest()
+    reported = parse_recipe(least(rows), overrides=["train.report_to=[wandb]"])
+    assert reported.digest() == recipe.digest()
     assert parse_recipe(least(rows), overrides=["train.lr=1e-4"]).digest() != recipe.digest()
     # Defaults written out are the same recipe.
     assert parse_recipe(recipe.to_dict()).digest() == recipe.digest()

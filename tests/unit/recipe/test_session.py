@@ -4,7 +4,7 @@ import shutil
 import pytest
 from rich.console import Console
 
-from ince.errors import CorruptFileError, OutputError
+from ince.errors import ConfigError, CorruptFileError, OutputError
 from ince.recipe import parse_recipe
 from ince.recipe.run import run_recipe
 from ince.recipe.session import open_run
@@ -190,3 +190,24 @@ def _mark_unfinished(path):
     record = json.loads(path.read_text("utf-8"))
     record["status"] = "running"
     path.write_text(json.dumps(record), "utf-8")
+
+
+def test_a_run_is_reported_where_the_recipe_says_without_folders(recipe, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(recipe(report_to=["tensorboard"]))
+    events = EventAccumulator(str(tmp_path / "run" / "sinks" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
+    assert [event.step for event in events.Scalars("eval/loss")] == [3]
+    (text, *_) = events.Tensors("recipe/text_summary")[0].tensor_proto.string_val
+    assert b"train.jsonl" in text
+    assert str(tmp_path).encode() not in text
+    run(recipe(report_to=["tensorboard"]), resume=False)
+
+
+def test_what_is_not_installed_is_said_before_anything_is_loaded(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        run(recipe(report_to=["wandb"]))
+    assert "base" not in json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
