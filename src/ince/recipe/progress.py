@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     Progress,
@@ -17,6 +18,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from ince.recipe.training_view import TrainingView
 from ince.train import Observer, StepReport
 from ince.units import format_bytes
 
@@ -26,6 +28,8 @@ Report = Callable[[str, int, int], None]
 
 # Lines to a log file or a pipe: about this many for a run, whatever its length.
 _NUM_PLAIN_LINES = 20
+
+_REFRESHES_PER_SECOND = 4
 
 # Stages that count bytes; the others count steps, rows or layers.
 _IN_BYTES = {"converting", "loading", "quantizing"}
@@ -83,36 +87,35 @@ class RunProgress:
     @contextmanager
     def training(self) -> Iterator[Observer]:
         """Yield the observer of a training loop."""
-        with self._progress() as progress:
-            yield _TrainingObserver(self, progress, self._console.is_terminal)
+        view = TrainingView()
+        if not self._console.is_terminal:
+            yield _TrainingObserver(self, view, in_lines=True)
+            return
+        with Live(
+            view, console=self._console, transient=True, refresh_per_second=_REFRESHES_PER_SECOND
+        ):
+            yield _TrainingObserver(self, view, in_lines=False)
 
 
 class _TrainingObserver:
-    def __init__(self, owner: RunProgress, progress: Progress, on_terminal: bool) -> None:
+    def __init__(self, owner: RunProgress, view: TrainingView, *, in_lines: bool) -> None:
         self._owner = owner
-        self._progress = progress
-        self._on_terminal = on_terminal
-        self._task: TaskID | None = None
-        self._num_steps = 0
+        self._view = view
+        self._in_lines = in_lines
 
     def started(self, first_step: int, num_steps: int) -> None:
-        self._num_steps = num_steps
-        self._task = self._progress.add_task("training", total=num_steps, completed=first_step)
+        self._view.started(first_step, num_steps)
 
     def stepped(self, report: StepReport) -> None:
-        step = report.step
-        line = (
-            f"loss {report.loss:.3f}  {report.tokens_per_second:.0f} tokens/s  "
-            f"{format_bytes(report.peak_bytes)}"
-        )
-        if self._task is not None:
-            self._progress.update(self._task, completed=step, description=f"training  {line}")
-        every = max(1, self._num_steps // _NUM_PLAIN_LINES)
-        if not self._on_terminal and (step % every == 0 or step == self._num_steps):
-            self._owner.say(f"step {step} of {self._num_steps}: {line}")
+        self._view.stepped(report)
+        num_steps = self._view.num_steps
+        every = max(1, num_steps // _NUM_PLAIN_LINES)
+        if self._in_lines and (report.step % every == 0 or report.step == num_steps):
+            self._owner.say(self._view.line())
 
     def evaluated(self, step: int, loss: float) -> None:
-        self._owner.say(f"step {step}: held-out loss {loss:.4f}")
+        best = ", the best so far" if self._view.evaluated(step, loss) else ""
+        self._owner.say(f"step {step}: held-out loss {loss:.4f}{best}")
 
     def said(self, line: str) -> None:
         self._owner.say(line)

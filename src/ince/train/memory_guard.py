@@ -167,7 +167,7 @@ class MemoryGuard:
             report = run.step(self._backward)
         self._measured_bytes = max(self._measured_bytes, peak.num_bytes)
         self._judge(peak.num_bytes, rows)
-        return replace(report, peak_bytes=peak.num_bytes)
+        return replace(report, peak_bytes=peak.num_bytes, held_bytes=self._memory.held())
 
     def take_events(self) -> list[dict[str, object]]:
         """What happened since this was last asked, for the log."""

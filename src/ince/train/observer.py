@@ -20,6 +20,7 @@ class StepReport:
         total_tokens, total_targets: of the run up to here.
         seconds: that it took.
         peak_bytes: the most memory that was held: in the step, where the loop measures it.
+        held_bytes: what is held after it; 0 where that is not known.
         num_skipped: steps of the run that were passed over, up to here.
         skipped: it was passed over itself, and nothing was updated.
         best_step, best_loss: of the run's evaluations up to here; None where there was none.
@@ -36,6 +37,7 @@ class StepReport:
     total_targets: int
     seconds: float
     peak_bytes: int
+    held_bytes: int = 0
     num_skipped: int = 0
     skipped: bool = False
     best_step: int | None = None
