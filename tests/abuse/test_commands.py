@@ -132,7 +132,7 @@ def test_no_checkpoint_is_whole(folder, capsys):
     run = folder / "run"
     record = json.loads((run / "run.json").read_text("utf-8"))
     (run / "run.json").write_text(json.dumps(record | {"status": "running"}), encoding="utf-8")
-    for checkpoint in (run / "checkpoints").iterdir():
+    for checkpoint in (run / "checkpoints").glob("step-*"):
         (checkpoint / "state.json").unlink()
     code, _, err = train(capsys)
     assert code == 1

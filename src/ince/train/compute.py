@@ -14,7 +14,7 @@ from torch import nn
 
 from ince.errors import InceError
 from ince.lora.layers.adapted import plain_model
-from ince.models import FusedReport, fused
+from ince.models import FusedReport, fused, output_head
 from ince.train.activations import kept_activations
 from ince.train.config import TrainConfig
 
@@ -70,6 +70,8 @@ def computed_as(
     Raises:
         ConfigError: the model cannot keep its activations like that.
     """
+    # Looked at now, once: during a step, noise of that step's size may lie on the embeddings.
+    output_head(model)
     with ExitStack() as stack:
         stack.enter_context(kept_activations(model, config.activations))
         refused = None

@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ince.data import Example, collate
 from ince.train import TrainConfig, compute
 from ince.train.compute import computed_as
+from ince.train.loss import target_loss
 
 
 @pytest.fixture
@@ -94,3 +96,14 @@ def test_a_compiler_that_fails_is_no_failure_of_the_run(model, timed, monkeypatc
     with computed_as(model, config, trial=step(model), say=said.append) as report:
         assert not report.compiled
     assert said == ["not compiled: RuntimeError: no C++ compiler"]
+
+
+def test_the_output_layer_is_looked_at_before_the_first_step(model):
+    """During a step, what lies on the embeddings may fit that step's tokens alone."""
+    seen = []
+    batch = collate([Example(tuple(range(3, 15)), (False, *[True] * 11), "row")], 0)
+    model.get_input_embeddings().register_forward_hook(lambda _m, _i, y: seen.append(y.shape))
+    with computed_as(model, TrainConfig(), trial=step(model), say=print):
+        seen.clear()
+        target_loss(model, batch)
+    assert seen == [(*batch.input_ids.shape, 32)]
