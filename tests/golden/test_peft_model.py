@@ -519,7 +519,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "peft.md"
 
 @pytest.fixture
 def program():
-    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    block, *_ = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     return block
 
 

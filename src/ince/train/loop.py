@@ -131,7 +131,6 @@ def train(
     guard = MemoryGuard(run, record=record)
     if (packing_facts := plan.packing_facts()) is not None:
         observer.said(str(packing_facts))
-    observer.started(run.state.step, plan.num_steps)
     with (
         computed_as(model, config, trial=run.backward, say=observer.said) as computed,
         stop_request() as stop,
@@ -142,6 +141,7 @@ def train(
             guard.prepare()
             if packing:
                 prove_packing(model, plan, pad_id=pad_id, record=record)
+        observer.started(run.state.step, plan.num_steps)
         while run.state.step < end and not run.is_done:
             report = guard.step()
             log.write(**report.line())

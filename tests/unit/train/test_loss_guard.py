@@ -17,12 +17,15 @@ def gradient(loss, *, norm=1.0, sources=("a:1", "a:2")):
     return StepGradient(loss, norm, 10, 5, tuple(sources), tuple(sources))
 
 
-def poison(model, steps):
-    """Make the model's output infinite in the forwards of `steps`, counted from 1."""
+def poison(model, steps, watcher):
+    """Make the model's output infinite in the forwards of `steps`, counted from 1.
+
+    What is tried before the first step does not count.
+    """
     calls = [0]
 
     def hook(module, inputs, output):
-        calls[0] += 1
+        calls[0] += watcher.begun is not None
         return output * math.inf if calls[0] in steps else output
 
     model.get_base_model().model.norm.register_forward_hook(hook)
@@ -39,12 +42,12 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_place_in_the_data(tmp
     """The update, the moments and their count of steps are those of a run without that step."""
     seen = {}
     model = small_run.model(dropout=0.0)
-    poison(model, {3})
+    watcher = small_run.Watcher()
+    poison(model, {3}, watcher)
 
     def remember(report):
         seen[report.step] = small_run.trained(model)
 
-    watcher = small_run.Watcher()
     watcher.stepped = remember
     _, result = small_run(tmp_path, watcher, model=model, dropout=0.0, max_steps=4)
     assert all(torch.equal(seen[2][name], seen[3][name]) for name in seen[2])
@@ -59,8 +62,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_place_in_the_data(tmp
 
 def test_a_skipped_step_stands_in_the_log_with_its_rows_and_is_said_once(tmp_path, small_run):
     model = small_run.model(dropout=0.0)
-    poison(model, {2, 4})
     watcher = small_run.Watcher()
+    poison(model, {2, 4}, watcher)
     _, result = small_run(tmp_path, watcher, model=model, dropout=0.0, max_steps=5)
     lines = small_run.log(tmp_path)
     steps = [line for line in lines if "loss" in line]
@@ -107,9 +110,11 @@ def test_a_good_step_ends_a_row():
 
 def test_only_the_forward_that_went_wrong_is_named(tmp_path, small_run):
     model = small_run.model(dropout=0.0)
-    poison(model, {2})
+    watcher = small_run.Watcher()
+    poison(model, {2}, watcher)
     small_run(
         tmp_path,
+        watcher,
         model=model,
         dropout=0.0,
         max_steps=1,
@@ -161,14 +166,14 @@ def test_spikes_are_the_same_ones_when_the_run_is_resumed_anywhere(losses, at):
 
 def test_a_spike_in_a_run_is_logged_and_said_once(tmp_path, small_run):
     model = small_run.model(dropout=0.0)
+    watcher = small_run.Watcher()
     loud = [0]
 
     def hook(module, inputs, output):
-        loud[0] += 1
+        loud[0] += watcher.begun is not None
         return output * (60 if loud[0] in (20, 22) else 1)
 
     model.get_base_model().model.norm.register_forward_hook(hook)
-    watcher = small_run.Watcher()
     _, result = small_run(
         tmp_path, watcher, model=model, dropout=0.0, lr=1e-5, epochs=9, max_steps=24
     )
