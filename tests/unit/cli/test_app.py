@@ -50,7 +50,16 @@ SURFACE = {
     },
     "merge": {"--out", "--base", "--quantize", "--device"},
     "inspect": {"--base", "--layers", "--plot"},
-    "data inspect": {"--model", "--row", "--format", "--max-length", "--loss-on"},
+    "data inspect": {
+        "--model",
+        "--row",
+        "--packed",
+        "--format",
+        "--max-length",
+        "--loss-on",
+        "--truncation",
+        "--system",
+    },
     "env": set(),
     "quantize": {
         "--out",
