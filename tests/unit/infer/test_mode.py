@@ -29,7 +29,7 @@ def test_an_exception_puts_modes_back_too() -> None:
     assert model.training
 
 
-def test_expanding_changes_no_result_and_leaves_nothing() -> None:
+def test_expanding_changes_results_by_rounding_and_leaves_nothing() -> None:
     model = mixed()
     quantize_model(model, NF4Config())
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -37,6 +37,7 @@ def test_expanding_changes_no_result_and_leaves_nothing() -> None:
     with evaluating(model):
         packed = model(inputs)
     with evaluating(model, expand=True):
-        assert torch.equal(model(inputs), packed)
+        # Sums are taken in another order, in bfloat16.
+        torch.testing.assert_close(model(inputs), packed, rtol=2e-2, atol=2e-2)
     assert model.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
