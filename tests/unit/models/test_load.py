@@ -207,10 +207,11 @@ def test_experts_that_the_class_fuses_stream(
 def test_quantizing_while_streaming_equals_quantizing_afterwards(name: str, tmp_path: Path) -> None:
     folder = save(MODELS[name](), tmp_path / "model")
     config = NF4Config(skip_modules=("layers.1.self_attn",))
-    afterwards, _ = load_model(folder, device="cpu")
+    bfloat16 = torch.bfloat16
+    afterwards, _ = load_model(folder, device="cpu", dtype=bfloat16)
     quantize_model(afterwards, config)
 
-    streamed, _ = load_model(folder, device="cpu", quantization=config)
+    streamed, _ = load_model(folder, device="cpu", dtype=bfloat16, quantization=config)
 
     assert [type(m) for m in streamed.modules()] == [type(m) for m in afterwards.modules()]
     expected = afterwards.state_dict()
@@ -225,9 +226,10 @@ def test_experts_are_packed_as_they_come(blocksize: int, tmp_path: Path) -> None
     small = {**COMMON, "num_local_experts": 3, "num_experts_per_tok": 1}
     folder = save(MixtralForCausalLM(MixtralConfig(**small)), tmp_path / "model")
     config = NF4Config(blocksize=blocksize)
-    afterwards, _ = load_model(folder, device="cpu")
+    bfloat16 = torch.bfloat16
+    afterwards, _ = load_model(folder, device="cpu", dtype=bfloat16)
     quantize_model(afterwards, config)
-    streamed, _ = load_model(folder, device="cpu", quantization=config)
+    streamed, _ = load_model(folder, device="cpu", dtype=bfloat16, quantization=config)
     expected = afterwards.state_dict()
     assert "model.layers.0.mlp.experts.gate_up_proj.packed" in expected
     assert streamed.state_dict().keys() == expected.keys()

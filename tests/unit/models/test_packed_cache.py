@@ -135,8 +135,10 @@ def test_weights_elsewhere_with_the_same_bytes_share_a_cache(
 
 
 def test_other_settings_weights_and_types_have_another_cache(folder: Path, cache: Path) -> None:
-    load_model(folder, quantization=NF4, device="cpu", cache=True)
-    load_model(folder, quantization=NF4Config(blocksize=128), device="cpu", cache=True)
+    bfloat16 = torch.bfloat16
+    load_model(folder, quantization=NF4, dtype=bfloat16, device="cpu", cache=True)
+    other = NF4Config(blocksize=128)
+    load_model(folder, quantization=other, dtype=bfloat16, device="cpu", cache=True)
     load_model(folder, quantization=NF4, dtype=torch.float32, device="cpu", cache=True)
     assert len(entries(cache)) == 3
     # The type of products is none of the files'.
