@@ -4,7 +4,7 @@ from ince.errors import ConfigError
 from ince.recipe import load_recipe
 
 YAML = """\
-model:  {base: smollm2-135m-instruct, quantize: nf4, double_quant: true, compute_dtype: bfloat16}
+model:  {base: smollm2-135m-instruct, quantize: nf4, double_quant: true, compute_dtype: auto}
 lora:   {r: 16, alpha: 32, dropout: 0.05, target_modules: all-linear}
 data:   {train: data/train.jsonl, eval: data/eval.jsonl, max_length: 1024, packing: true}
 train:  {epochs: 2, batch_tokens: 4096, lr: 2e-4, schedule: cosine, seed: 7, eval_every: 50}
