@@ -51,7 +51,7 @@ IMPORT_ALL = """
 import importlib, json, logging, os, pathlib, signal, socket, sys, threading, warnings
 
 import torch, transformers, pydantic, rich, click, yaml, numpy, safetensors.torch
-import transformers.core_model_loading, transformers.quantizers.auto
+import transformers.core_model_loading, transformers.quantizers.auto, transformers.trainer
 
 def no_network(*_, **__):
     raise AssertionError("a socket was made while importing")
