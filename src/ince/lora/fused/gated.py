@@ -23,7 +23,7 @@ from ince.lora.fused.low_rank import (
     input_gradient,
     projected,
 )
-from ince.lora.fused.part import Part, part_of
+from ince.lora.fused.part import Part, parts_of
 from ince.ops import gated_activation, gated_activation_backward_
 
 __all__ = ["gated_mlp"]
@@ -39,14 +39,13 @@ def gated_mlp(
         gate, up, down: linear layers, with or without an adapter, over frozen weights.
         activation: of `ince.ops.gated_activation`.
     """
-    parts = [part_of(gate, x), part_of(up, x), part_of(down, x)]
-    if any(part is None for part in parts) or torch.compiler.is_compiling():
-        return None
     if x.dtype == torch.float64:
         return None  # no kernel for it: the definition is for comparisons
-    known = cast(list[Part], parts)
-    factors = [tensor for part in known for tensor in (part.a_RD, part.b_OR)]
-    return cast(Tensor, _Gated.apply(x, known, activation, *factors))
+    parts = parts_of((gate, up, down), x)
+    if parts is None:
+        return None
+    factors = [tensor for part in parts for tensor in (part.a_RD, part.b_OR)]
+    return cast(Tensor, _Gated.apply(x, parts, activation, *factors))
 
 
 class _Gated(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ince.lora.fused.low_rank import Kept, backward, forward
-from ince.lora.fused.part import Part, part_of
+from ince.lora.fused.part import Part, parts_of
 
 __all__ = ["joint_linear"]
 
@@ -25,12 +25,11 @@ def joint_linear(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...] |
         x: of any float type, the same for all.
         layers: linear ones, with or without an adapter, over frozen weights.
     """
-    parts = [part_of(layer, x) for layer in layers]
-    if any(part is None for part in parts) or torch.compiler.is_compiling():
+    parts = parts_of(layers, x)
+    if parts is None:
         return None
-    known = cast(list[Part], parts)
-    factors = [tensor for part in known for tensor in (part.a_RD, part.b_OR)]
-    return cast("tuple[Tensor, ...]", _Joint.apply(x, known, *factors))
+    factors = [tensor for part in parts for tensor in (part.a_RD, part.b_OR)]
+    return cast("tuple[Tensor, ...]", _Joint.apply(x, parts, *factors))
 
 
 class _Joint(torch.autograd.Function):

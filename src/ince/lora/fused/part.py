@@ -4,7 +4,7 @@ A part is a view made anew for every call: which adapters are on, and whether so
 be dropped, may change between two of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from ince.lora.layers.layer import LoraLayer
 from ince.lora.layers.linear import LinearGeometry
 from ince.quant import Linear4bit
 
-__all__ = ["Part", "part_of"]
+__all__ = ["Part", "part_of", "parts_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,19 @@ class Part:
     b_OR: Tensor | None = None
     s: float = 1.0
     p: float = 0.0
+
+
+def parts_of(layers: Sequence[nn.Module], x: Tensor) -> list[Part] | None:
+    """`layers` as parts, or None where one of them is none, or a compiler looks."""
+    if torch.compiler.is_compiling():
+        return None
+    parts: list[Part] = []
+    for layer in layers:
+        part = part_of(layer, x)
+        if part is None:
+            return None
+        parts.append(part)
+    return parts
 
 
 def part_of(layer: nn.Module, x: Tensor) -> Part | None:
@@ -72,6 +85,8 @@ def _adapted(layer: LoraLayer, x: Tensor) -> Part | None:
         return part
     if len(names) > 1:
         return None
+    if layer.specs[names[0]].variant == "dora":
+        return None  # asked before its factors, which take a norm of the whole weight
     factors = layer.factors(names[0])
     if not factors.is_plain:
         return None

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ince.lora.layers.adapted import outer_modules, own_parameters, plain_model
+from ince.lora.layers.adapted import base_of, outer_modules, own_parameters, plain_model
+from ince.lora.layers.linear import LinearGeometry
 from ince.models.fused.forwards import Forwards, attention_projections, gated_block, norms
-from ince.models.fused.probe import agrees, placed, width_of
+from ince.models.fused.probe import agrees, placed
 
 __all__ = ["FusedReport", "fused"]
 
@@ -97,9 +98,9 @@ def _input_of(module: nn.Module, forwards: Forwards) -> tuple[int, Tensor]:
         return int(weight.shape[0]), weight
     held: Any = module
     layer = held.q_proj if module not in forwards else held.gate_proj
-    base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
-    dtype = getattr(base, "compute_dtype", None) or base.weight.dtype
-    return width_of(base), torch.empty(0, dtype=dtype, device=base.weight.device)
+    geometry = LinearGeometry(base_of(layer))
+    device = geometry.base.weight.device
+    return geometry.in_features, torch.empty(0, dtype=geometry.compute_dtype, device=device)
 
 
 def _call(module: nn.Module, x: Tensor) -> Any:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ince.errors import InceError
 from ince.models.fused.forwards import Forwards
@@ -67,9 +67,3 @@ def _close(own: Tensor, ours: Tensor) -> bool:
     largest = float(own.detach().float().abs().max()) if own.numel() else 0.0
     off = float((own.detach().float() - ours.detach().float()).abs().max()) if own.numel() else 0.0
     return off <= _TOLERANCE_ULPS * torch.finfo(own.dtype).eps * max(largest, 1e-6)
-
-
-def width_of(layer: nn.Module) -> int:
-    """Inputs of a linear layer."""
-    found: Any = layer
-    return int(found.in_features)
