@@ -66,7 +66,7 @@ def test_conversion_keeps_every_logit(smollm2_folder: Path) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(
         str(file.parent), gguf_file=file.name, dtype=torch.bfloat16
     ).eval()
-    ours, _ = load_model(smollm2_folder, device="cpu")
+    ours, _ = load_model(smollm2_folder, dtype=torch.bfloat16, device="cpu")
     ids = torch.randint(0, 49_152, (2, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
