@@ -2,7 +2,7 @@
 
     python benchmarks/train_cpu.py [--peer-python PATH] [--json FILE] [--only speed,loss]
         [--libraries ince,TRL] [--dtype auto] [--longest 1024] [--steps 8] [--seeds 3]
-        [--loss-chats 64] [--variant NAME:section.key=value,...] [--quick]
+        [--batch-chats 16] [--loss-chats 64] [--variant NAME:section.key=value,...] [--quick]
 
 SmolLM2-135M-Instruct, LoRA r=16 (alpha 32) on all linear layers, the same chats
 (`training/chats.py`), learning rate and seeds for all. Each library trains in a process of its
@@ -26,7 +26,8 @@ Peers are no dependency of ince. An interpreter that has them, beside the packag
     peers/bin/pip install --no-deps trl datasets multiprocess dill xxhash pandas aiohttp
     python benchmarks/train_cpu.py --peer-python peers/bin/python
 
-and what of it cannot be imported is left out, with a line that says so. `--dtype auto` is bfloat16
+and what of it cannot be imported is left out, with a line that says so. Where a step takes
+minutes, `--batch-chats 8` halves it for all libraries. `--dtype auto` is bfloat16
 where the processor multiplies it, and float32 elsewhere, for all libraries alike. Variants of ince
 show what a feature is worth, such as `--variant "no packing:data.packing=false"`.
 """
@@ -57,10 +58,14 @@ PACKAGES = ("ince", "torch", "transformers", "accelerate")
 def settings(arguments, model):
     """What all workers are told."""
     small = QUICK if arguments.quick else {}
+    share = arguments.batch_chats / BATCH_CHATS
+    rows, plain_rows = dict(ROWS), dict(PLAIN_ROWS)
+    rows["batch_tokens"] = max(round(share * rows["batch_tokens"]) // 1024, 1) * 1024
+    plain_rows["rows_in_step"] = rows["batch_tokens"] // plain_rows["row_tokens"]
     return {
-        **ROWS,
-        **PLAIN_ROWS,
-        "batch_chats": BATCH_CHATS,
+        **rows,
+        **plain_rows,
+        "batch_chats": arguments.batch_chats,
         "model": str(model),
         "dtype": product_dtype(arguments.dtype),
         "r": 16,
@@ -138,6 +143,9 @@ def parsed():
     parser.add_argument("--variant", action="append", default=[], metavar="NAME:CHANGES")
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--longest", type=int, default=1024, help="tokens of a chat, at most")
+    parser.add_argument(
+        "--batch-chats", type=int, default=BATCH_CHATS, help="in a step of TRL; all others follow"
+    )
     parser.add_argument("--steps", type=int, help="timed, of each library (8)")
     parser.add_argument("--warm-up", type=int, default=1, help="steps that are not counted")
     parser.add_argument("--seeds", type=int, help="runs for the held-out loss (3)")

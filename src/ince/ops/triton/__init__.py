@@ -10,8 +10,14 @@ work: that is said once in the log, and by `status`.
     tables              constants in a device's memory
     proof               what a device must show first
     backend             registration, and the reference as the way out
+
+    norm, gated, rotary, cross_entropy    kernels of training, and what starts them
+    training, training_proof              their registration, and what they must show
 """
 
 from ince.ops.triton.backend import status
+from ince.ops.triton.training import register
+
+register()
 
 __all__ = ["status"]

@@ -20,7 +20,7 @@ from ince.ops.backends import BackendReport, is_reference_only, reporter
 from ince.ops.four_bit import DEQUANTIZE_4BIT, QUANTIZE_4BIT
 from ince.ops.linear import GEMV_4BIT, LINEAR_4BIT, LINEAR_4BIT_INPUT_GRAD
 
-__all__ = ["status"]
+__all__ = ["first_of", "leave_to_reference", "status"]
 
 _LOG = logging.getLogger("ince.ops")
 
@@ -80,13 +80,11 @@ def _is_usable(device: torch.device) -> bool:
             return False
         reason = _reasons[device] = _reason_against(device)
         if reason is not None:
-            _LOG.warning("%s: 4-bit operators run on the reference: %s", device, reason)
+            _LOG.warning("%s: operators run on the reference: %s", device, reason)
     return _reasons[device] is None
 
 
-def _first_of(
-    name: str, device: torch.device, fast: Callable[[], _R], slow: Callable[[], _R]
-) -> _R:
+def first_of(name: str, device: torch.device, fast: Callable[[], _R], slow: Callable[[], _R]) -> _R:
     """`fast`, or `slow` where the kernels cannot be used."""
     if (device, name) in _failed or not _is_usable(device):
         return slow()
@@ -96,9 +94,14 @@ def _first_of(
         return fast()
     except TritonError as error:
         first_line = (str(error).splitlines() or [""])[0]
-        reason = _failed[device, name] = f"{name}: {type(error).__name__}: {first_line}"
-        _LOG.warning("%s: an operator runs on the reference: %s", device, reason)
+        leave_to_reference(device, name, f"{name}: {type(error).__name__}: {first_line}")
         return slow()
+
+
+def leave_to_reference(device: torch.device, name: str, reason: str) -> None:
+    """Let an operator run on the reference from now on, and say so."""
+    _failed[device, name] = reason
+    _LOG.warning("%s: an operator runs on the reference: %s", device, reason)
 
 
 @QUANTIZE_4BIT.backend("cuda")
@@ -112,7 +115,7 @@ def _quantize_4bit(
 
         return quantize_4bit(*args)
 
-    return _first_of("quantize_4bit", weight.device, fast, lambda: reference.quantize_4bit(*args))
+    return first_of("quantize_4bit", weight.device, fast, lambda: reference.quantize_4bit(*args))
 
 
 @DEQUANTIZE_4BIT.backend("cuda")
@@ -133,7 +136,7 @@ def _dequantize_4bit(
 
         return dequantize_4bit(*args)
 
-    return _first_of(
+    return first_of(
         "dequantize_4bit", packed.device, fast, lambda: reference.dequantize_4bit(*args)
     )
 
@@ -145,7 +148,7 @@ def _quantize_absmax(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
         return quantize_absmax(absmax)
 
-    return _first_of(
+    return first_of(
         "quantize_absmax", absmax.device, fast, lambda: reference.quantize_absmax(absmax)
     )
 
@@ -159,7 +162,7 @@ def _dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> 
 
         return dequantize_absmax(*args)
 
-    return _first_of(
+    return first_of(
         "dequantize_absmax", codes.device, fast, lambda: reference.dequantize_absmax(*args)
     )
 
@@ -183,7 +186,7 @@ def _linear_4bit(
 
         return linear_4bit(*args)
 
-    return _first_of("linear_4bit", x.device, fast, lambda: reference.linear_4bit(*args))
+    return first_of("linear_4bit", x.device, fast, lambda: reference.linear_4bit(*args))
 
 
 @GEMV_4BIT.backend("cuda")
@@ -205,7 +208,7 @@ def _gemv_4bit(
 
         return gemv_4bit(*args)
 
-    return _first_of("gemv_4bit", x.device, fast, lambda: reference.gemv_4bit(*args))
+    return first_of("gemv_4bit", x.device, fast, lambda: reference.gemv_4bit(*args))
 
 
 @LINEAR_4BIT_INPUT_GRAD.backend("cuda")
@@ -226,7 +229,7 @@ def _linear_4bit_input_grad(
 
         return linear_4bit_input_grad(*args)
 
-    return _first_of(
+    return first_of(
         "linear_4bit_input_grad",
         grad.device,
         fast,
