@@ -23,6 +23,7 @@ from ince.infer import generate
 from ince.lora import PeftModel, get_peft_model
 from ince.models import load_model, packed_row_attention, resolve
 from ince.quant import expanded, packed_modules
+from ince.recipe.plan import note_truth, plan_run
 from ince.recipe.progress import RunProgress
 from ince.recipe.schema import Recipe
 from ince.record import RunRecord
@@ -297,6 +298,7 @@ class Session:
                 for q, answer in zip(asked, answers, strict=True)
             ]
 
+        planned = plan_run(self)
         held = expanded(self.model) if self.recipe.model.expand else nullcontext()
         with (
             self.record.phase("train"),
@@ -340,6 +342,7 @@ class Session:
             "best_loss": result.best_loss,
             "stopped_early": result.stopped_early,
         }
+        note_truth(self, planned, result)
         self.model.save_pretrained(self.folder / "adapter")
         adapter = dict(self.record["adapter"])
         adapter["digest"] = sha256_file(self.folder / "adapter" / "adapter_model.safetensors")

@@ -1,0 +1,91 @@
+"""Bytes of activations: what a layer keeps for its backward pass, and what it works in.
+
+The formulas follow ince's own forwards (`ince.models.fused`, `ince.lora.fused`), tensor by tensor;
+with ``train.fused: false`` those of transformers' modules under autograd. Of N tokens, D the width,
+F that of the feed-forward block, Q and K those of queries and keys, S the ranks of the adapters:
+
+    kept of a layer, fused   x and its norm, twice (4 D), q, k, v as attention reads them (Q + 2 K),
+                             attention's output (Q) and its logarithms, gate and up (2 F), and the
+                             (N, r) product of each adapter (S)
+    recomputed               the layer's input (D); and one layer at a time the above
+    worked in, backward      of the feed-forward block: the gradients of its output, of its input
+                             and of their product (2 D + F), and weights expanded from four bits,
+                             two at a time
+
+The last layer's backward is when most is held: every layer's activations are still there.
+"""
+
+from dataclasses import dataclass
+
+from ince.plan.setup import Setup
+from ince.plan.shape import Shape
+
+__all__ = ["LayerBytes", "layer_bytes", "logit_bytes"]
+
+# As `ince.train.linear_cross_entropy` cuts them.
+_CHUNK_BYTES = 32 * 2**20
+_LEAST_ROWS = 16
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """Of one layer.
+
+    Attributes:
+        kept: from its forward to its backward.
+        input: what remains of it where it is recomputed.
+        work: activations' gradients and products while its backward runs.
+        expanded: weights in floats meanwhile.
+    """
+
+    kept: int
+    input: int
+    work: int
+    expanded: int
+
+
+def layer_bytes(shape: Shape, setup: Setup) -> LayerBytes:
+    """What one layer takes for the micro-batch of `setup`."""
+    tokens, size = setup.num_tokens, setup.value_bytes
+    width, mlp, q, kv = shape.hidden, shape.mlp, shape.q_width, shape.kv_width
+    is_full = setup.method == "full"
+    ranks = 0
+    if not is_full:
+        names = shape.linear_names if setup.targets is None else setup.targets
+        ranks = setup.r * len([matrix for matrix in shape.matrices if matrix.name in names])
+    numbers = 4 * width + 2 * q + 2 * kv + ranks
+    # Norms of queries and keys, and those behind a block, keep their inputs.
+    numbers += (q + kv) * shape.has_qk_norm + width * max(0, shape.norms_per_layer - 2)
+    inner = len(shape.mlp_names) - 1
+    is_one_function = setup.is_fused and not is_full and shape.is_gated
+    numbers += inner * mlp if is_one_function else (2 * inner) * mlp
+    statistics = 4 * (shape.norms_per_layer + shape.num_heads)
+    kept = tokens * (numbers * size + statistics)
+    # Factors of the adapters as the products read them.
+    if not is_full:
+        kept += shape.lora_parameters(setup.r, setup.targets) // shape.num_layers * size
+    work = tokens * (2 * width + (mlp if is_one_function else 2 * mlp)) * size
+    expanded = 0
+    if setup.method == "qlora" and not setup.is_expanded:
+        largest = max(matrix.num_weights for matrix in shape.matrices) * size
+        # Of gate and up one is expanded while the other is still there.
+        expanded = (2 if is_one_function else 1) * largest
+    return LayerBytes(kept, tokens * width * size, work, expanded)
+
+
+def logit_bytes(shape: Shape, setup: Setup) -> tuple[int, int]:
+    """Of the loss: (while it is computed, what of that stays until the backward pass begins).
+
+    Some rows of logits at a time, the hidden states of the targets, and their gradient.
+    """
+    size = setup.value_bytes
+    hidden = setup.num_learnt * shape.hidden * size
+    if setup.method == "full":
+        # The head learns, so the model makes the logits: of the loss autograd holds three in
+        # float32 at once, probabilities and two gradients.
+        logits = setup.num_learnt * shape.vocabulary * 4
+        return 3 * logits + hidden, logits + hidden
+    rows = max(_LEAST_ROWS, _CHUNK_BYTES // (shape.vocabulary * size))
+    chunk = min(rows, setup.num_learnt) * shape.vocabulary * size
+    head = shape.vocabulary * shape.hidden * size if setup.quantize_head else 0
+    return chunk + head + 2 * hidden, hidden

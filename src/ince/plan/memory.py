@@ -1,0 +1,262 @@
+"""Bytes by component at each moment of a step, the peak, and when it comes.
+
+A run holds its weights, adapters and moments all the time. In a step come and go: activations,
+which pile up forward and are used up backward; logits; gradients, which pile up backward; and what
+products are worked in. So six moments are looked at, and the largest is the peak:
+
+    loaded            before the first step
+    forward           the last layer has been computed
+    loss              logits, or a part of them, beside all activations
+    backward, last    the last layer's backward: all activations, and the most that is worked in
+    backward, first   the first layer's: its own activations, and all gradients
+    update            gradients and the optimizer's work; no activations
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ince.plan.activations import layer_bytes, logit_bytes
+from ince.plan.setup import Setup
+from ince.plan.shape import Shape
+from ince.plan.weights import moment_bytes, weight_parts
+
+__all__ = ["COMPONENTS", "MemoryPlan", "Moment", "Overheads", "plan_memory"]
+
+COMPONENTS: Mapping[str, str] = {
+    "codes": "weights, 4-bit codes",
+    "scales": "weights, scales",
+    "linear": "weights, in floats",
+    "expanded": "weights, a copy in floats",
+    "embedding": "embedding",
+    "head": "output head",
+    "norms": "norms and biases",
+    "master": "weights, a master copy",
+    "adapters": "adapters",
+    "average": "average of what learns",
+    "moments": "optimizer moments",
+    "gradients": "gradients",
+    "activations": "activations",
+    "logits": "logits and loss",
+    "dequantization": "weights expanded for a product",
+    "work": "backward and update buffers",
+    "fragmentation": "allocator",
+    "framework": "framework",
+}
+"""Keys of a moment, in the order of a table, and what they are called."""
+
+_GPU_FRAMEWORK_BYTES = 600 * 2**20
+_CPU_FRAMEWORK_BYTES = 640 * 2**20
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """What no formula gives.
+
+    Attributes:
+        framework_bytes: of interpreter, libraries, tokenizer, or of a GPU's context.
+        fragmentation: of an allocator, as a share of what comes and goes in a step.
+        source: where the two come from, in words.
+    """
+
+    framework_bytes: int
+    fragmentation: float
+    source: str
+
+    @classmethod
+    def assumed(cls, *, on_cpu: bool) -> "Overheads":
+        """Where no run has been measured on the device yet."""
+        framework = _CPU_FRAMEWORK_BYTES if on_cpu else _GPU_FRAMEWORK_BYTES
+        return cls(framework, 0.04, "assumed: no run on such a device has been measured here yet")
+
+    @classmethod
+    def none(cls) -> "Overheads":
+        """For figures that count tensors alone."""
+        return cls(0, 0.0, "left out")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Bytes by component at one moment; keys are those of `COMPONENTS`."""
+
+    name: str
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Of one device.
+
+    Attributes:
+        moments: in the order of a step.
+        below: bytes of moments that live on a lower tier, and of activations that wait there.
+        num_trainable: parameters that learn.
+        overheads: what was added to the formulas.
+    """
+
+    moments: tuple[Moment, ...]
+    below: Mapping[str, int]
+    num_trainable: int
+    overheads: Overheads
+
+    @property
+    def peak(self) -> Moment:
+        """The moment at which most is held; the earliest of several."""
+        return max(self.moments, key=lambda each: each.total)
+
+    @property
+    def loaded(self) -> Moment:
+        """Before the first step."""
+        return self.moments[0]
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON values."""
+        peak = self.peak
+        return {
+            "peak_bytes": peak.total,
+            "peak_at": peak.name,
+            "parts": dict(peak.parts),
+            "moments": {each.name: each.total for each in self.moments},
+            "loaded_bytes": self.loaded.total,
+            "below": dict(self.below),
+            "num_trainable": self.num_trainable,
+            "overheads": self.overheads.source,
+        }
+
+
+def plan_memory(shape: Shape, setup: Setup, overheads: Overheads | None = None) -> MemoryPlan:
+    """Bytes of training `shape` as `setup` says, on each device.
+
+    Args:
+        shape: of the model.
+        setup: of the run.
+        overheads: of the device; None: those assumed.
+    """
+    if overheads is None:
+        overheads = Overheads.assumed(on_cpu=setup.on_cpu)
+    held, below = _held(shape, setup)
+    layer = layer_bytes(shape, setup)
+    loss, loss_kept = logit_bytes(shape, setup)
+    kept, below_activations = _kept(shape, setup, layer.kept, layer.input)
+    if below_activations:
+        below = {**below, "activations": below_activations}
+    stream = layer.input  # the residual stream, or its gradient
+    gradients = _gradients(shape, setup)
+    of_layer = gradients // max(1, shape.num_layers)
+    gathered = _gathered(shape, setup)
+    expanded = max(layer.expanded, gathered)
+    recomputed = 0 if setup.activations == "keep" else layer.kept
+    first_kept = layer.input + recomputed if recomputed else layer.kept
+    moments = (
+        ("loaded", {}),
+        (
+            "forward",
+            {
+                "activations": kept + recomputed,
+                "work": stream + setup.num_tokens * shape.mlp * setup.value_bytes,
+                "dequantization": min(expanded, _SLAB_BYTES) if setup.on_cpu else expanded,
+            },
+        ),
+        ("loss", {"activations": kept + stream, "logits": loss}),
+        (
+            "backward, last",
+            {
+                "activations": kept + recomputed,
+                "logits": loss_kept,
+                "work": layer.work,
+                "dequantization": expanded,
+                "gradients": of_layer,
+            },
+        ),
+        (
+            "backward, first",
+            {
+                "activations": first_kept,
+                "work": layer.work,
+                "dequantization": expanded,
+                "gradients": gradients,
+            },
+        ),
+        ("update", {"gradients": gradients, "work": _update_work(shape, setup, gradients)}),
+    )
+    return MemoryPlan(
+        tuple(_moment(name, held, parts, overheads) for name, parts in moments),
+        below,
+        setup.num_trainable(shape),
+        overheads,
+    )
+
+
+# Of weights that a processor's product expands at a time, as `ince.ops.cpu.linear` does.
+_SLAB_BYTES = 1 << 25
+
+
+def _moment(
+    name: str, held: Mapping[str, int], parts: Mapping[str, int], overheads: Overheads
+) -> Moment:
+    moving = sum(parts.values())
+    all_parts = {
+        **held,
+        **parts,
+        "fragmentation": round(moving * overheads.fragmentation),
+        "framework": overheads.framework_bytes,
+    }
+    return Moment(name, {key: all_parts[key] for key in COMPONENTS if all_parts.get(key)})
+
+
+def _held(shape: Shape, setup: Setup) -> tuple[dict[str, int], dict[str, int]]:
+    """(on the device, below it) all the time."""
+    share = setup.num_devices
+    parts = {name: -(-num // share) for name, num in weight_parts(shape, setup).items()}
+    learnt = setup.num_trainable(shape)
+    if setup.method != "full":
+        parts["adapters"] = -(-learnt * setup.adapter_bytes // share)
+    if setup.has_average:
+        parts["average"] = -(-learnt * 4 // share)
+    moments = -(-moment_bytes(shape, setup) // share)
+    below = 0
+    if setup.is_paged:
+        below = round(moments * (1 - setup.device_moments_share))
+    parts["moments"] = moments - below
+    return parts, {"moments": below} if below else {}
+
+
+def _kept(shape: Shape, setup: Setup, kept: int, layer_input: int) -> tuple[int, int]:
+    """Activations of all layers at the end of the forward pass: (here, below)."""
+    if setup.activations == "keep":
+        return shape.num_layers * kept, 0
+    inputs = shape.num_layers * layer_input
+    if setup.activations == "recompute":
+        return inputs, 0
+    return layer_input, inputs - layer_input
+
+
+def _gradients(shape: Shape, setup: Setup) -> int:
+    size = setup.gradient_bytes if setup.method == "full" else setup.adapter_bytes
+    return -(-setup.num_trainable(shape) * size // setup.num_devices)
+
+
+def _gathered(shape: Shape, setup: Setup) -> int:
+    """Of a sharded model, the layer that computes and the one that is fetched meanwhile."""
+    if setup.num_devices == 1:
+        return 0
+    layer = sum(
+        num for name, num in weight_parts(shape, setup).items() if name in ("codes", "scales")
+    )
+    layer += weight_parts(shape, setup).get("linear", 0)
+    return 2 * layer // shape.num_layers
+
+
+def _update_work(shape: Shape, setup: Setup, gradients: int) -> int:
+    """Temporaries of the update: of one tensor where it goes tensor by tensor."""
+    if setup.is_paged or setup.has_8bit_states:
+        return 0
+    if setup.on_cpu:
+        largest = shape.counts.embedding if setup.method == "full" else setup.r * shape.mlp
+        return 2 * 4 * largest
+    # torch's foreach update holds the square roots of all second moments.
+    return gradients * 4 // (setup.gradient_bytes if setup.method == "full" else 4)

@@ -1,0 +1,105 @@
+"""`Setup`: how a model is to be trained, as far as bytes and time depend on it."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ince.errors import InputError, did_you_mean
+from ince.plan.shape import Shape
+
+__all__ = ["METHODS", "OPTIMIZERS", "Method", "Setup"]
+
+Method = Literal["full", "lora", "qlora"]
+METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
+
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+"""Those whose moments are known here; a recipe may name others."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A way to train.
+
+    Attributes:
+        method: every weight, an adapter over a base in floats, or one over a base in four bits.
+        r: rank of the adapters.
+        targets: linear layers that have one; None: all of them.
+        num_rows, length: of the largest micro-batch, padding included.
+        num_targets: its tokens that carry loss; None: all.
+        value_bytes: of a number of the base and of the activations: 2 or 4.
+        adapter_bytes: of a number of an adapter and of its gradient.
+        gradient_bytes: of a gradient of full fine-tuning.
+        master_bytes: of a copy of every weight that full fine-tuning updates; 0 for none.
+        blocksize, double_quant, quantize_head: of four bits.
+        is_expanded: the base in four bits is held in floats as well while training.
+        activations: what is kept for the backward pass.
+        is_fused: forwards in larger pieces (`train.fused`); else as transformers computes.
+        optimizer: of `OPTIMIZERS`.
+        device_moments_share: of the moments of a paged optimizer that stay on the device.
+        has_average: a moving average of what learns.
+        num_devices: over which everything is sharded.
+        on_cpu: products and allocator of a processor.
+    """
+
+    method: Method = "qlora"
+    r: int = 16
+    targets: tuple[str, ...] | None = None
+    num_rows: int = 1
+    length: int = 2048
+    num_targets: int | None = None
+    value_bytes: int = 2
+    adapter_bytes: int = 4
+    gradient_bytes: int = 2
+    master_bytes: int = 0
+    blocksize: int = 64
+    double_quant: bool = True
+    quantize_head: bool = False
+    is_expanded: bool = False
+    activations: Literal["keep", "recompute", "offload"] = "keep"
+    is_fused: bool = True
+    optimizer: str = "adamw"
+    device_moments_share: float = 0.0
+    has_average: bool = False
+    num_devices: int = 1
+    on_cpu: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(
+                "the moments of this optimizer are not known to the plan",
+                got=self.optimizer,
+                expected=", ".join(OPTIMIZERS),
+                do=did_you_mean(self.optimizer, OPTIMIZERS),
+            )
+        for name in ("r", "num_rows", "length", "num_devices"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1", where=name, got=getattr(self, name))
+
+    @property
+    def num_tokens(self) -> int:
+        """In the micro-batch, padding included."""
+        return self.num_rows * self.length
+
+    @property
+    def num_learnt(self) -> int:
+        """Tokens that carry loss."""
+        return self.num_tokens if self.num_targets is None else self.num_targets
+
+    @property
+    def is_paged(self) -> bool:
+        """Moments may live below the device."""
+        return self.optimizer.startswith("paged")
+
+    @property
+    def has_8bit_states(self) -> bool:
+        """Moments take a byte each."""
+        return self.optimizer.endswith("8bit")
+
+    def num_trainable(self, shape: Shape) -> int:
+        """Parameters that learn."""
+        if self.method == "full":
+            return shape.counts.total
+        return shape.lora_parameters(self.r, self.targets)
+
+    def with_changes(self, **changes: object) -> "Setup":
+        """Another, with these attributes."""
+        return replace(self, **changes)

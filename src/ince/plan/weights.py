@@ -1,0 +1,105 @@
+"""Bytes of what is held for the whole run: weights by how they are stored, adapters, moments.
+
+Four bits are counted as `ince.quant` stores them, part by part. To the byte; nothing is estimated
+here.
+"""
+
+from dataclasses import dataclass
+
+from ince.plan.setup import Setup
+from ince.plan.shape import Matrix, Shape
+
+__all__ = ["PackedBytes", "moment_bytes", "packed_bytes", "weight_parts"]
+
+_ABSMAX_BLOCK = 256
+_OFFSET_BYTES = 4
+_STATE_BLOCK = 256
+# Smaller tensors keep their moments in float32.
+_LEAST_8BIT = 4096
+
+
+@dataclass(frozen=True)
+class PackedBytes:
+    """Of a weight in four bits: its codes, its scales, and the one number beside them."""
+
+    codes: int
+    scales: int
+    offset: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.codes + self.scales + self.offset
+
+
+def packed_bytes(num_weights: int, blocksize: int, *, double_quant: bool) -> PackedBytes:
+    """Of one weight, as `ince.quant.packed_module` has it."""
+    codes = (num_weights + 1) // 2
+    num_blocks = -(-num_weights // blocksize)
+    if not double_quant:
+        return PackedBytes(codes, 4 * num_blocks, 0)
+    return PackedBytes(codes, num_blocks + 4 * -(-num_blocks // _ABSMAX_BLOCK), _OFFSET_BYTES)
+
+
+def weight_parts(shape: Shape, setup: Setup) -> dict[str, int]:
+    """Bytes of the base on all devices together, by how they are stored.
+
+    Keys, where there are any: ``codes``, ``scales``, ``linear`` (in floats), ``expanded``,
+    ``embedding``, ``head``, ``norms`` (biases and positions among them).
+    """
+    counts, size = shape.counts, setup.value_bytes
+    parts: dict[str, int] = {}
+    if setup.method == "qlora":
+        packed = [_packed(matrix, setup) for matrix in shape.matrices] * shape.num_layers
+        if setup.quantize_head and counts.head:
+            packed.append(
+                packed_bytes(counts.head, setup.blocksize, double_quant=setup.double_quant)
+            )
+        parts["codes"] = sum(each.codes for each in packed)
+        parts["scales"] = sum(each.scales + each.offset for each in packed)
+        if setup.is_expanded:
+            parts["expanded"] = counts.linear * size
+    else:
+        parts["linear"] = counts.linear * size
+    parts["embedding"] = counts.embedding * size
+    is_packed_head = setup.method == "qlora" and setup.quantize_head
+    parts["head"] = 0 if is_packed_head else counts.head * size
+    parts["norms"] = (counts.norms + counts.biases + counts.positions) * size
+    if setup.method == "full" and setup.master_bytes:
+        parts["master"] = counts.total * setup.master_bytes
+    return {name: num for name, num in parts.items() if num}
+
+
+def _packed(matrix: Matrix, setup: Setup) -> PackedBytes:
+    return packed_bytes(matrix.num_weights, setup.blocksize, double_quant=setup.double_quant)
+
+
+def _sizes_that_learn(shape: Shape, setup: Setup) -> list[tuple[int, int]]:
+    """(entries, how many such tensors), roughly as an optimizer sees them."""
+    if setup.method == "full":
+        counts = shape.counts
+        sizes = [(matrix.num_weights, shape.num_layers) for matrix in shape.matrices]
+        sizes += [(counts.embedding, 1), (counts.head, 1), (counts.positions, 1)]
+        return [*sizes, (shape.hidden, (counts.norms + counts.biases) // shape.hidden)]
+    names = shape.linear_names if setup.targets is None else setup.targets
+    chosen = [matrix for matrix in shape.matrices if matrix.name in names]
+    return [
+        (setup.r * width, shape.num_layers)
+        for matrix in chosen
+        for width in (matrix.num_in, matrix.num_out)
+    ]
+
+
+def moment_bytes(shape: Shape, setup: Setup) -> int:
+    """Bytes of both moments of AdamW, on whatever tier they are.
+
+    In float32, eight a parameter; in 8 bits two, and two scales for each block of 256, but for
+    tensors of fewer than 4096 entries.
+    """
+    if not setup.has_8bit_states:
+        return 8 * setup.num_trainable(shape)
+    total = 0
+    for size, count in _sizes_that_learn(shape, setup):
+        own = 8 * size if size < _LEAST_8BIT else 2 * size + 2 * 4 * -(-size // _STATE_BLOCK)
+        total += own * count
+    return total

@@ -1,0 +1,160 @@
+"""From a recipe to its plan: what of its keys decides bytes and time.
+
+Before a run with `plan_run`, which knows the very rows that the worst micro-batch has, and from a
+recipe alone with `setup_of_recipe`, which assumes that rows are as long as they may be.
+"""
+
+import contextlib
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ince.errors import InceError
+from ince.ops import native_dtype
+from ince.plan import (
+    OPTIMIZERS,
+    Calibration,
+    Setup,
+    Shape,
+    plan_memory,
+    plan_time,
+    this_device,
+)
+from ince.plan.shape_source import shape_of_values
+from ince.plan.truth import Measured, RunPlan
+from ince.recipe.schema import Recipe
+from ince.train.memory_probe import worst_groups
+from ince.train.micro_batch import shape_of
+from ince.train.steps import StepPlan
+
+if TYPE_CHECKING:
+    from ince.recipe.session import Session
+    from ince.train import TrainResult
+
+__all__ = ["note_truth", "plan_run", "setup_of_recipe", "value_bytes_of"]
+
+
+def value_bytes_of(compute_dtype: str, device: str) -> int:
+    """Of a number of the activations, as `model.compute_dtype` is read on a device."""
+    if compute_dtype == "auto":
+        return native_dtype(device).itemsize
+    dtype: torch.dtype = getattr(torch, compute_dtype)
+    return dtype.itemsize
+
+
+def setup_of_recipe(recipe: Recipe, shape: Shape, *, device: str) -> Setup:
+    """How `recipe` trains a model of `shape`; rows are full, and every token is learnt.
+
+    Args:
+        recipe: of the run.
+        shape: of its base.
+        device: type of the device, such as ``cpu``.
+    """
+    length = recipe.data.max_length
+    tokens = recipe.train.micro_batch_tokens or recipe.train.batch_tokens
+    value_bytes = value_bytes_of(recipe.model.compute_dtype, device)
+    method = getattr(recipe.train, "method", "lora")
+    if method == "lora" and recipe.model.quantize is not None:
+        method = "qlora"
+    optimizer = str(recipe.train.optimizer)
+    return Setup(
+        method=method,
+        r=recipe.lora.r,
+        targets=_targets(recipe, shape),
+        num_rows=max(1, tokens // length),
+        length=-(-length // 64) * 64,
+        value_bytes=value_bytes,
+        gradient_bytes=value_bytes,
+        blocksize=recipe.model.blocksize,
+        double_quant=recipe.model.double_quant,
+        quantize_head=recipe.model.quantize_head,
+        is_expanded=recipe.model.expand,
+        activations=recipe.train.activations,
+        is_fused=recipe.train.fused,
+        optimizer=optimizer if optimizer in OPTIMIZERS else "adamw",
+        has_average=recipe.train.ema_decay is not None,
+        on_cpu=device == "cpu",
+    )
+
+
+def _targets(recipe: Recipe, shape: Shape) -> tuple[str, ...] | None:
+    wanted = recipe.lora.target_modules
+    if wanted == "all-linear":
+        return None
+    names: list[str] = []
+    for name in shape.linear_names:
+        block = "mlp" if name in shape.mlp_names else "self_attn"
+        whole = f"model.layers.0.{block}.{name}"
+        if isinstance(wanted, str):
+            with contextlib.suppress(re.error):
+                if re.fullmatch(wanted, whole):
+                    names.append(name)
+        elif any(whole == each or whole.endswith(f".{each}") for each in wanted):
+            names.append(name)
+    return tuple(names)
+
+
+def plan_run(session: "Session") -> RunPlan | None:
+    """The plan of a run that is about to train, and into its record; None where there is none.
+
+    A run is never stopped by its plan: of a family that no plan is known for there is none.
+    """
+    with contextlib.suppress(InceError):
+        planned = _planned(session)
+        session.record["plan"] = planned.to_dict()
+        return planned
+    return None
+
+
+def _planned(session: "Session") -> RunPlan:
+    recipe = session.recipe
+    model = session.model
+    config: Any = getattr(model, "config", None)
+    device = next(model.parameters()).device
+    name = recipe.model.base
+    shape = shape_of_values(config.to_dict(), name=name, where=name)
+    train, data = recipe.train, recipe.data
+    steps = StepPlan(
+        session.train_split.examples,
+        packing=data.packing,
+        max_length=data.max_length,
+        batch_tokens=train.batch_tokens,
+        epochs=train.epochs,
+        max_steps=train.max_steps,
+        seed=train.seed,
+    )
+    setup = setup_of_recipe(recipe, shape, device=device.type)
+    calibration = Calibration.read(this_device(device.type))
+    overheads = calibration.overheads(on_cpu=setup.on_cpu)
+    plans = []
+    for group in worst_groups(steps, train.micro_batch_tokens):
+        num_rows, length = shape_of(group)
+        targets = sum(example.num_targets for row in group for example in row.examples)
+        changed = setup.with_changes(num_rows=num_rows, length=length, num_targets=targets)
+        plans.append((plan_memory(shape, changed, overheads), changed))
+    memory, chosen = max(plans, key=lambda each: each[0].peak.total)
+    rate = calibration.rate(setup.value_bytes, device.type)
+    return RunPlan(chosen, memory, plan_time(shape, chosen, rate))
+
+
+def note_truth(session: "Session", planned: RunPlan | None, result: "TrainResult") -> None:
+    """Plan and measurement, side by side, into the record; the next plan learns from it."""
+    record = session.record
+    found: dict[str, Any] = record.get("memory") or {}
+    held, peak = found.get("held_bytes"), found.get("measured_bytes")
+    if planned is None or not held or not peak or peak <= held or result.steps == 0:
+        return
+    learnt = [p for p in session.model.parameters() if p.requires_grad]
+    measured = Measured(
+        weight_bytes=record["base"]["weight_bytes"],
+        adapter_bytes=0
+        if planned.setup.method == "full"
+        else sum(p.numel() * p.element_size() for p in learnt),
+        held_bytes=held,
+        peak_bytes=peak,
+        tokens_per_second=result.tokens_per_second,
+    )
+    record["plan"] = planned.beside(measured)
+    device = next(session.model.parameters()).device
+    Calibration.read(this_device(device.type)).learn(planned.fact(measured))
