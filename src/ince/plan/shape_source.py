@@ -190,6 +190,9 @@ def _positive(config: Any, key: str, where: object) -> int:
     value: object = getattr(config, key, None)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ModelReferenceError(
-            "the config has no usable size", where=f"{where}, {key}", got=value, expected="1 or more"
+            "the config has no usable size",
+            where=f"{where}, {key}",
+            got=value,
+            expected="1 or more",
         )
     return value
