@@ -77,7 +77,7 @@ class Suggestion:
     Attributes:
         lr: the rate to use.
         steepest: the rate at which the smoothed loss falls fastest.
-        minimum: the rate at which it is lowest.
+        minimum: the rate at which it is lowest, the first of them where the curve is level there.
         below_minimum: a tenth of that.
         remark: what to doubt, or empty.
     """
@@ -91,6 +91,10 @@ class Suggestion:
 
 # The loss must fall by this share of its first value for its fall to mean anything.
 _LEAST_FALL = 0.03
+
+# Losses within this share of the whole fall are as good as the lowest. Where a curve stays level
+# before it rises, noise would otherwise choose among rates that lie far apart.
+_LEVEL = 0.03
 
 
 def suggest(points: Sequence[RangePoint], *, is_whole: bool) -> Suggestion | str:
@@ -107,10 +111,15 @@ def suggest(points: Sequence[RangePoint], *, is_whole: bool) -> Suggestion | str
     before = max(smoothed[: lowest + 1])
     if before - smoothed[lowest] < _LEAST_FALL * before:
         return "the loss did not fall at any rate: begin lower, or look at the data"
+    still_falls = lowest == len(points) - 1
+    enough = smoothed[lowest] + _LEVEL * (before - smoothed[lowest])
+    if not still_falls:
+        highest = smoothed.index(before)
+        lowest = next(i for i in range(highest, lowest + 1) if smoothed[i] <= enough)
     steepest = _steepest(points, lowest)
     minimum = points[lowest].lr
     remark = ""
-    if lowest == len(points) - 1:
+    if still_falls:
         remark = (
             "the loss was still falling at the highest rate: a range that ends higher says more"
             if is_whole

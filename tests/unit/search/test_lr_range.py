@@ -1,4 +1,5 @@
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -65,6 +66,23 @@ def test_what_is_suggested_lies_on_the_slope():
     assert 5e-3 < found.minimum < 3e-2
     assert found.below_minimum == found.minimum / 10
     assert found.lr in (found.steepest, found.below_minimum)
+    assert found.remark == ""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_on_a_level_stretch_the_first_of_its_rates_counts(seed):
+    noise = random.Random(seed)
+
+    def basin(lr):
+        """Falls from 1e-5 to 1e-4, is level to 2e-2, and rises."""
+        x = math.log10(lr)
+        fall = 2 * min(max(x + 5, 0), 1)
+        return 4 - fall + 40 * max(x + 1.7, 0) ** 2 + noise.uniform(-0.02, 0.02)
+
+    found = suggest(swept_rates(basin, num_steps=100).points, is_whole=True)
+    # The mean comes down to the level within about a decade.
+    assert 1e-4 < found.minimum < 2e-3
+    assert found.lr == pytest.approx(found.minimum / 10)
     assert found.remark == ""
 
 
