@@ -12,13 +12,15 @@ model card are made from it. It holds plain JSON, so that a program without ince
     base        {"reference", "name", "kind", "digest", "license", "num_parameters",
                  "weight_bytes", "quantization": {...} | null}
     adapter     {"r", "alpha", "target_modules", "num_trainable", "num_total", "digest"}
+    model       in its place where every weight was trained: {"method", "num_trainable",
+                 "num_total", "dtype", "digest"}
     data        {"train": SPLIT, "eval": SPLIT | null}, SPLIT = {"path", "digest", "shape",
                  "num_rows", "num_examples", "num_dropped", "dropped": {reason: count},
                  "num_tokens", "num_targets", "num_truncated", "num_split", "truncation",
                  "num_lost_tokens", "num_lost_targets", "num_lost_stops"}
     training    {"steps", "epochs", "num_tokens", "num_targets", "seconds",
                  "tokens_per_second", "first_loss", "final_loss",
-                 "num_skipped", "num_spikes", "adapter_step" (whose adapter the result is),
+                 "num_skipped", "num_spikes", "adapter_step" (whose weights the result has),
                  "best_step", "best_loss" (null without evaluations), "stopped_early"}
     memory      {"limit_bytes", "limit" (null without one), "held_bytes" before the first step,
                  "probes": [{"num_rows", "length", "num_targets", "peak_bytes", "fits"}],

@@ -22,6 +22,7 @@ from ince.recipe import parse_recipe
 from ince.recipe.run import run_recipe
 from ince.train import TrainConfig, train
 from ince.train.checkpoint import latest_checkpoint
+from ince.train.stored_tensors import write_group
 
 SIZE = 2 << 20
 
@@ -163,18 +164,16 @@ def test_a_whole_run_on_a_full_disk_fails_cleanly_and_can_be_continued(
 def test_a_write_that_the_system_refuses(tmp_path, tiny_llama, monkeypatch):
     """The same without a file system of our own: two saves fail, the third does not."""
     straight = run(tmp_path / "straight", tiny_llama, Watcher())
-    from safetensors.torch import save_file
-
     left = [2]
 
-    def refuse(tensors, path):
+    def refuse(path, group):
         path.write_bytes(b"torn")
         if left[0]:
             left[0] -= 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        save_file(tensors, path)
+        write_group(path, group)
 
-    monkeypatch.setattr("safetensors.torch.save_file", refuse)
+    monkeypatch.setattr("ince.train.checkpoint.write_group", refuse)
     watcher = Watcher()
     waited = run(tmp_path / "waited", tiny_llama, watcher)
     assert all(torch.equal(straight[name], waited[name]) for name in straight)

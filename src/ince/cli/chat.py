@@ -183,7 +183,7 @@ def _answer_lines(talk: _Talk, prompt: str | None, console: Console, *, as_json:
     epilog='Example: ince chat runs/turkish --prompt "Merhaba!"',
 )
 @click.argument("target", default=_DEFAULT_MODEL)
-@click.option("--base", "base_only", is_flag=True, help="Let the base answer, without the adapter.")
+@click.option("--base", "base_only", is_flag=True, help="Let the base answer, as it was before.")
 @click.option("--base-model", help="The adapter's base, when it is not where the adapter says.")
 @click.option("--prompt", help="Ask this, print the answer, and leave.")
 @click.option("--system", help="System message.")
@@ -242,6 +242,8 @@ def chat(
         raise InputError("the prompt is empty", do="give --prompt some text")
     console = progress_console()
     found = find_target(target, base=base_model, quantize=quantize)
+    if base_only and found.trained_from is not None:
+        found = found.trained_from
     talk = _Talk(
         loaded=load_target(found, console, device=device),
         system=system,

@@ -109,8 +109,8 @@ def evaluate(
 ) -> None:
     """Measure TARGET (a run, an adapter or a model) on held-out rows.
 
-    An adapter is compared with its base, a model with --base. Loss and perplexity are over all
-    rows, exact match and chrF over answers; differences carry 95% intervals of a paired
+    A run or an adapter is compared with its base, a model with --base. Loss and perplexity are
+    over all rows, exact match and chrF over answers; differences carry 95% intervals of a paired
     bootstrap. The echo is the score of giving the question back.
     """
     from ince.evaluate.comparison import evaluation
@@ -119,7 +119,7 @@ def evaluate(
     console = progress_console()
     limits = Limits(max_new_tokens, batch_size)
     found = find_target(text=target, quantize=quantize)
-    against: Target | None = None
+    against: Target | None = found.trained_from
     if base is not None and found.adapter is not None:
         found = replace(found, base=base, revision=None)
     elif base is not None:

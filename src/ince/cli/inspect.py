@@ -27,9 +27,15 @@ def _find_adapter(text: str) -> Path:
     if (path / "run.json").is_file():
         from ince.cli.target import find_target
 
-        adapter = find_target(str(path)).adapter
-        assert adapter is not None  # a run without one is an error
-        return adapter
+        found = find_target(str(path))
+        if found.adapter is None:
+            raise InputError(
+                "every weight of this run was trained; inspect reads adapters",
+                where=text,
+                expected=_NEEDS,
+                do=f"measure it with ince eval {text}",
+            )
+        return found.adapter
     if (path / _CONFIG_FILE).is_file():
         return path
     if (path / "adapter" / _CONFIG_FILE).is_file():

@@ -104,6 +104,12 @@ def merge(
 
     console = progress_console()
     found = find_target(target, base=base, quantize=quantize)
+    if found.trained_from is not None:
+        raise InputError(
+            "there is nothing to merge: every weight of this run was trained",
+            where=target,
+            do=f"use {found.base} as it is; it stands alone",
+        )
     if found.adapter is None:
         raise InputError(
             "there is no adapter to merge",

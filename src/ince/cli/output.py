@@ -85,7 +85,7 @@ def print_run(record: RunRecord) -> None:
         out.print()
         out.print(before_after_table(evaluation))
     out.print()
-    for label, name in (("adapter", "adapter"), ("report", "report.html")):
+    for label, name in (("adapter", "adapter"), ("model", "model"), ("report", "report.html")):
         path = record.path.parent / name
         if path.exists():
             out.print(f"{label:<10} {path}", markup=False)

@@ -1,10 +1,11 @@
 """What the user points at: a run, an adapter or a model, and the model that it stands for.
 
-A run knows its base and in how many bits it was trained. An adapter on its own names its base
+A run knows its base and in how many bits it was trained; one that trained every weight
+(`train.method: full`) has a model of its own. An adapter on its own names its base
 in `adapter_config.json`; in 16 bits unless told otherwise. Anything else is a model reference.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -42,6 +43,7 @@ class Target:
         quantization: bits of the base; None for 16.
         compute_dtype: ``auto``, ``bfloat16``, ``float16`` or ``float32``.
         recipe: the run's recipe as recorded, or None.
+        trained_from: what a whole model was trained from; None for what is none.
     """
 
     text: str
@@ -52,6 +54,7 @@ class Target:
     quantization: "NF4Config | None"
     compute_dtype: str
     recipe: dict[str, Any] | None
+    trained_from: "Target | None" = None
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,12 @@ def find_target(
         quantize: bits of the base, in place of the recorded ones.
 
     Raises:
-        InputError: the run has no adapter yet; `base` for something that is not an adapter.
+        InputError: the run has no result yet; `base` for something that is not an adapter.
         AdapterError: the adapter does not say what its base is.
         CorruptFileError: a record cannot be read.
     """
     path = Path(text).expanduser()
-    if path.name == "adapter" and (path.parent / "run.json").is_file():
+    if path.name in ("adapter", "model") and (path.parent / "run.json").is_file():
         path = path.parent
     if (path / "run.json").is_file():
         return _run(text, path, base, quantize)
@@ -112,8 +115,10 @@ def _quantization(quantize: QuantizeChoice | None) -> "NF4Config | None":
 
 
 def _run(text: str, run: Path, base: str | None, quantize: QuantizeChoice | None) -> Target:
-    adapter = run / "adapter"
     record = RunRecord.read(run)
+    if _is_full(record):
+        return _full_run(text, run, record, base, quantize)
+    adapter = run / "adapter"
     if not (adapter / _CONFIG_FILE).is_file():
         raise InputError(
             "the run has no adapter yet",
@@ -131,6 +136,51 @@ def _run(text: str, run: Path, base: str | None, quantize: QuantizeChoice | None
         quantization=section.to_nf4_config() if quantize is None else _quantization(quantize),
         compute_dtype=section.compute_dtype,
         recipe=cast("dict[str, Any]", record.get("recipe")),
+    )
+
+
+def _is_full(record: RunRecord) -> bool:
+    recipe: object = record.get("recipe")
+    train = cast("dict[str, object]", recipe).get("train") if isinstance(recipe, dict) else None
+    return isinstance(train, dict) and cast("dict[str, object]", train).get("method") == "full"
+
+
+def _full_run(
+    text: str, run: Path, record: RunRecord, base: str | None, quantize: QuantizeChoice | None
+) -> Target:
+    model = run / "model"
+    if base is not None:
+        raise InputError(
+            "every weight of this run was trained, so it goes on no base",
+            where=run,
+            do="leave the base out",
+        )
+    if not (model / "config.json").is_file():
+        raise InputError(
+            "the run has no model yet",
+            where=run,
+            got=f"a run that is {record.get('status')}",
+            do=f"finish it first: ince train {run}",
+        )
+    section = _model_section(record)
+    origin = Target(
+        text=section.base,
+        adapter=None,
+        run=None,
+        base=section.base,
+        revision=section.revision,
+        quantization=_quantization(quantize),
+        compute_dtype=section.compute_dtype,
+        recipe=None,
+    )
+    return replace(
+        origin,
+        text=text,
+        run=run,
+        base=str(model),
+        revision=None,
+        recipe=cast("dict[str, Any]", record.get("recipe")),
+        trained_from=origin,
     )
 
 

@@ -19,6 +19,8 @@ __all__ = ["train"]
 def train(recipe: str, overrides: tuple[str, ...], fresh: bool, as_json: bool) -> None:
     """Train an adapter as RECIPE (YAML or TOML) says, and measure it against its base.
 
+    With train.method=full every weight is trained, and the result is a model.
+
     RECIPE may be the folder of a run. A run that was cut off goes on where it stopped when the
     same command is given again. Ctrl-C saves a checkpoint first; twice stops at once.
 

@@ -127,7 +127,7 @@ def _measure(session: Session, questions: Sequence[Question], num_texts: int) ->
     recipe = session.recipe
     with session.progress.bars() as report:
         answers = answer_both(
-            session.model,
+            session.tuned,
             session.tokenizer,
             questions,
             max_new_tokens=recipe.evaluate.max_new_tokens,
@@ -135,10 +135,10 @@ def _measure(session: Session, questions: Sequence[Question], num_texts: int) ->
             progress=report,
         )
         metrics = _task_metrics(answers)
-        metrics += compare_loss(session.model, session.eval_batches(), progress=report)
+        metrics += compare_loss(session.tuned, session.eval_batches(), progress=report)
         metrics.append(
             compare_text(
-                session.model, session.tokenizer, heldout_texts(limit=num_texts), progress=report
+                session.tuned, session.tokenizer, heldout_texts(limit=num_texts), progress=report
             )
         )
     save_evaluation(session, metrics, samples(answers, limit=_NUM_SAMPLES))

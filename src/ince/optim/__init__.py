@@ -9,10 +9,12 @@ from ince.optim.adamw import (
 from ince.optim.lora_fa import LoraFAOptimizer, create_lorafa_optimizer
 from ince.optim.lora_plus import create_loraplus_optimizer, lora_plus_groups, lora_plus_ratios
 from ince.optim.lr_ratios import lr_ratios
+from ince.optim.named_state import StateTensor, state_tensors
 from ince.optim.schedule import learning_rate
 
 __all__ = [
     "LoraFAOptimizer",
+    "StateTensor",
     "build_optimizer",
     "create_lorafa_optimizer",
     "create_loraplus_optimizer",
@@ -23,4 +25,5 @@ __all__ = [
     "lr_ratios",
     "optimizer_state",
     "set_learning_rate",
+    "state_tensors",
 ]

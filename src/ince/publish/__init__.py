@@ -1,6 +1,6 @@
 """What leaves the house: a standalone model, and the proof that it is the one that was trained."""
 
-from ince.publish.merge import merge_to_folder
+from ince.publish.merge import merge_to_folder, model_to_folder
 from ince.publish.parity import (
     EXACT_LIMIT,
     ROUNDED_LIMIT,
@@ -22,4 +22,5 @@ __all__ = [
     "describe_quantized",
     "float32_copy",
     "merge_to_folder",
+    "model_to_folder",
 ]

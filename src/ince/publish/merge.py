@@ -1,4 +1,4 @@
-"""Merge an adapter into its base and write a standalone model folder.
+"""Write a standalone model folder: an adapter merged into its base, or a model as it is.
 
 The folder is what transformers writes: `config.json`, weights in safetensors (in shards of at
 most 5 GB, with an index, when there is more), generation config, tokenizer and chat template.
@@ -23,7 +23,7 @@ from ince.lora.merge import MergedTensor, make_config_plain, merged_tensors
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["merge_to_folder"]
+__all__ = ["merge_to_folder", "model_to_folder"]
 
 _SHARD_BYTES = 5 * 10**9
 
@@ -62,9 +62,31 @@ def merge_to_folder(
             do="choose another folder, or remove this one",
         )
     base = cast(Any, peft_model).get_base_model()
-    shards = _shards(list(merged_tensors(base, dtype)), shard_bytes)
+    return model_to_folder(base, tokenizer, out, dtype, shard_bytes=shard_bytes)
+
+
+def model_to_folder(
+    model: nn.Module,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    out: str | Path,
+    dtype: torch.dtype,
+    *,
+    shard_bytes: int = _SHARD_BYTES,
+) -> Path:
+    """Write a transformers model to `out`, whole, in place of what stood there.
+
+    Args:
+        model: adapted or not; what is adapted is written merged.
+        tokenizer, dtype, shard_bytes: as of `merge_to_folder`.
+
+    Raises:
+        AdapterError: a merged weight is not finite.
+        DiskFullError: what stood there stands there.
+    """
+    out = Path(out)
+    shards = _shards(list(merged_tensors(model, dtype)), shard_bytes)
     with replace_folder(out) as folder:
-        _write_config(base, dtype, folder)
+        _write_config(model, dtype, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         _write_shards(shards, folder)

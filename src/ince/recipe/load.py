@@ -13,7 +13,7 @@ from typing import cast
 
 from ince.errors import ConfigError, Problem, did_you_mean
 from ince.recipe.mistakes import find_mistakes
-from ince.recipe.schema import Recipe
+from ince.recipe.schema import LoraSection, Recipe
 from ince.recipe.yaml_text import ParsedText, parse_scalar, parse_yaml
 
 __all__ = ["load_recipe", "parse_recipe"]
@@ -174,6 +174,8 @@ def _misfits(recipe: Recipe) -> list[Problem]:
         for problem in error.problems:
             key = ".".join(["lora", names.get(problem.key, problem.key)]).rstrip(".")
             problems.append(Problem(key, problem.what, problem.suggestion))
+    if recipe.train.method == "full":
+        problems += _not_of_full(recipe)
     if recipe.data.eval is None:
         given = {"early_stopping": recipe.train.early_stopping, "keep_best": recipe.train.keep_best}
         problems += [
@@ -181,6 +183,44 @@ def _misfits(recipe: Recipe) -> list[Problem]:
             for key, value in given.items()
             if value
         ]
+    return problems
+
+
+def _not_of_full(recipe: Recipe) -> list[Problem]:
+    """What belongs to an adapter or to a frozen base, where every weight learns."""
+    problems: list[Problem] = []
+    if recipe.model.quantize is not None:
+        problems.append(
+            Problem(
+                "model.quantize",
+                "packed weights cannot learn, and train.method is full",
+                "leave it out or write none, or train an adapter: method: lora",
+            )
+        )
+    if recipe.model.compute_dtype == "float16":
+        problems.append(
+            Problem(
+                "model.compute_dtype",
+                "small gradients are zero in float16",
+                "write bfloat16 or float32",
+            )
+        )
+    if recipe.lora != LoraSection():
+        problems.append(
+            Problem(
+                "lora",
+                "there is no adapter where train.method is full",
+                "leave the section out (on the command line: lora=null)",
+            )
+        )
+    if recipe.train.loraplus_lr_ratio is not None:
+        problems.append(
+            Problem(
+                "train.loraplus_lr_ratio",
+                "is of adapters, and train.method is full",
+                "leave it out; train.lr_multipliers has rates by name",
+            )
+        )
     return problems
 
 

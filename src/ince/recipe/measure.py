@@ -1,11 +1,10 @@
-"""Base and adapter side by side: the same rows asked of both, the same text read by both.
+"""Base and tuned model side by side: the same rows asked of both, the same text read by both.
 
-The base is the adapted model with its adapter switched off, so that one copy of the weights
-serves both, and the comparison is of nothing but the adapter.
+Of an adapter the base is the same model with the adapter switched off, so that the comparison is
+of nothing but the adapter (`ince.recipe.tuned`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,13 +20,11 @@ from ince.evaluate import (
     heldout_loss,
 )
 from ince.evaluate.comparison import compare
-from ince.heap import give_back
 from ince.infer import generate
+from ince.recipe.tuned import Tuned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from ince.lora import PeftModel
 
 __all__ = [
     "Answers",
@@ -116,15 +113,8 @@ def read_questions(
     return questions_of(conversations, task=task)
 
 
-def _both(model: "PeftModel") -> Iterator[tuple[str, AbstractContextManager[None]]]:
-    yield "base", model.disable_adapter()
-    give_back()
-    yield "tuned", nullcontext()
-    give_back()
-
-
 def answer_both(
-    model: "PeftModel",
+    tuned: Tuned,
     tokenizer: "PreTrainedTokenizerBase",
     questions: Sequence[Question],
     *,
@@ -132,12 +122,12 @@ def answer_both(
     batch_size: int,
     progress: Progress,
 ) -> Answers:
-    """Greedy answers of base and adapter to the same questions."""
+    """Greedy answers of base and tuned model to the same questions."""
     answers: dict[str, tuple[str, ...]] = {}
-    for who, adapter in _both(model):
-        with adapter:
+    for who, side in tuned.sides():
+        with side as model:
             generations = generate(
-                model.get_base_model(),  # pyright: ignore[reportArgumentType]
+                model,
                 tokenizer,
                 [question.turns for question in questions],
                 max_new_tokens=max_new_tokens,
@@ -187,18 +177,18 @@ def compare_answers(
 
 
 def compare_loss(
-    model: "PeftModel", batches: Sequence[Batch], *, progress: Progress
+    tuned: Tuned, batches: Sequence[Batch], *, progress: Progress
 ) -> tuple[dict[str, object], dict[str, object]]:
     """Held-out loss, and the perplexity that goes with it."""
     found: dict[str, LossResult] = {}
-    for who, adapter in _both(model):
-        with adapter:
+    for who, side in tuned.sides():
+        with side as model:
             found[who] = heldout_loss(
-                model.get_base_model(),
+                model,
                 batches,
                 progress=lambda done, who=who: progress(f"{who} held-out loss", done, len(batches)),
             )
-    base, tuned = found["base"], found["tuned"]
+    base, after = found["base"], found["tuned"]
     loss = compare(
         "heldout_loss",
         label="held-out loss",
@@ -206,7 +196,7 @@ def compare_loss(
         unit="nats",
         higher_is_better=False,
         base=[document.loss for document in base.documents],
-        tuned=[document.loss for document in tuned.documents],
+        tuned=[document.loss for document in after.documents],
         weights=[float(document.num_targets) for document in base.documents],
     )
     # An interval of the loss is one of the perplexity's logarithm, so none is given twice.
@@ -216,8 +206,8 @@ def compare_loss(
         "label": "held-out perplexity",
         "unit": "",
         "base": base.perplexity,
-        "tuned": tuned.perplexity,
-        "difference": tuned.perplexity - base.perplexity,
+        "tuned": after.perplexity,
+        "difference": after.perplexity - base.perplexity,
         "low": None,
         "high": None,
     }
@@ -225,7 +215,7 @@ def compare_loss(
 
 
 def compare_text(
-    model: "PeftModel",
+    tuned: Tuned,
     tokenizer: "PreTrainedTokenizerBase",
     texts: Sequence[str],
     *,
@@ -235,10 +225,10 @@ def compare_text(
 ) -> dict[str, object]:
     """What reading some texts costs both models: what was forgotten."""
     found: dict[str, TextLoss] = {}
-    for who, adapter in _both(model):
-        with adapter:
+    for who, side in tuned.sides():
+        with side as model:
             found[who] = bits_per_byte(
-                model.get_base_model(),  # pyright: ignore[reportArgumentType]
+                model,
                 tokenizer,
                 texts,
                 batch_size=1,  # a window's logits over a vocabulary of 50,000 take 100 MB

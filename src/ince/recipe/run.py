@@ -22,7 +22,7 @@ from ince.recipe.measure import (
     read_questions,
     samples,
 )
-from ince.recipe.parity import prove_merge
+from ince.recipe.parity import prove_result
 from ince.recipe.schema import Recipe
 from ince.recipe.session import Session, open_run
 from ince.record import RunRecord
@@ -31,7 +31,7 @@ __all__ = ["recorded", "run_recipe", "save_evaluation"]
 
 
 def run_recipe(recipe: Recipe, *, resume: bool = True, console: Console | None = None) -> RunRecord:
-    """Train as the recipe says, measure against the base, prove the merge, record it all.
+    """Train as the recipe says, measure against the base, prove the result, record it all.
 
     A run that was cut off goes on; one that is done is returned as it is.
 
@@ -44,7 +44,8 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, console: Console | None =
         InputError: the recipe's model, data or output folder cannot be used, or another
             process is at work in the latter.
         InterruptedRunError: Ctrl-C; a checkpoint was saved.
-        ProofError: the merged model does not say what the adapter says.
+        ProofError: the merged model does not say what the adapter says, or the saved model not
+            what was trained.
     """
     console = Console(stderr=True) if console is None else console
     with claimed(recipe.output_folder):
@@ -60,8 +61,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = True, console: Console | None =
             session.train(questions=questions)
             with record.phase("evaluate"):
                 _measure(session, questions)
-            with record.phase("merge check"):
-                prove_merge(session)
+            prove_result(session)
     return record
 
 
@@ -98,10 +98,10 @@ def _measure(session: Session, questions: Sequence[Question]) -> None:
     with session.progress.bars() as report:
         batches = session.eval_batches()
         if batches:
-            metrics += compare_loss(session.model, batches, progress=report)
+            metrics += compare_loss(session.tuned, batches, progress=report)
         if questions:
             answers = answer_both(
-                session.model,
+                session.tuned,
                 session.tokenizer,
                 questions,
                 max_new_tokens=recipe.evaluate.max_new_tokens,
@@ -122,7 +122,7 @@ def _measure(session: Session, questions: Sequence[Question]) -> None:
             shown = samples(answers, limit=recipe.evaluate.num_samples)
         if recipe.evaluate.english is not None:
             text = read_passages(Path(recipe.evaluate.english))
-            metrics.append(compare_text(session.model, session.tokenizer, text, progress=report))
+            metrics.append(compare_text(session.tuned, session.tokenizer, text, progress=report))
     save_evaluation(session, metrics, shown)
 
 

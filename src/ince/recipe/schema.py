@@ -51,7 +51,8 @@ class ModelSection(BaseModel):
     """Branch, tag or commit of a hub id."""
 
     quantize: Literal["nf4"] | None = "nf4"
-    """Bits in which the frozen base is held: ``nf4`` (QLoRA), or null or ``none`` for 16 bits."""
+    """Bits in which the frozen base is held: ``nf4`` (QLoRA), or null or ``none`` for 16 bits,
+    which is the default where `train.method` is ``full``."""
 
     double_quant: bool = True
     """Quantize the blocks' scales as well: 0.37 bits less for each weight. Only with nf4."""
@@ -273,6 +274,9 @@ class Recipe(BaseModel):
         for section in ("model", "lora", "data", "train", "evaluate"):
             if filled.get(section) is None:
                 filled[section] = {}
+        model, train = filled["model"], filled["train"]
+        if isinstance(model, dict) and isinstance(train, dict) and train.get("method") == "full":
+            filled["model"] = {"quantize": None, **model}
         return filled
 
     @property

@@ -1,7 +1,7 @@
 """A run while it happens: the one place where a recipe's descriptions become objects.
 
-`Session` opens the run folder, loads the base, reads the data, attaches the adapter, trains
-and saves. What is measured afterwards is its caller's choice, and so is the order; every
+`Session` opens the run folder, loads the base, reads the data, lets an adapter or every weight
+learn, and saves. What is measured afterwards is its caller's choice, and so is the order; every
 step writes its facts into the run record.
 """
 
@@ -14,24 +14,25 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from ince.data import Batch, DataConfig, Split, collate, load_split, pack_rows, single_rows
 from ince.errors import OutputError
 from ince.evaluate import heldout_loss
-from ince.files import sha256_file, write_text
+from ince.files import write_text
 from ince.infer import generate
-from ince.lora import PeftModel, get_peft_model
-from ince.models import load_model, packed_row_attention, resolve
+from ince.models import ResolvedModel, load_model, packed_row_attention, resolve
 from ince.quant import expanded, packed_modules
 from ince.recipe.plan import note_truth, plan_run
 from ince.recipe.progress import RunProgress
 from ince.recipe.schema import Recipe
+from ince.recipe.tuned import AdapterTuned, FullTuned, Tuned
 from ince.record import RunRecord
 from ince.train import TrainResult, train
 from ince.train.sinks import reporting, require_installed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ince.recipe.measure import Question
 
@@ -44,6 +45,7 @@ _OWN = {
     "data",
     "eval.json",
     "log.jsonl",
+    "model",
     "recipe.yaml",
     "report.html",
     "run.json",
@@ -157,7 +159,7 @@ class Session:
         self._read_split = read_split
         require_installed(recipe.train.report_to)
         with record.phase("load"):
-            self.model, self.tokenizer = self._load_model()
+            self.tuned, self.tokenizer = self._load_model()
         with record.phase("data"):
             self.train_split = self._load_split(recipe.data.train)
             self.eval_split = (
@@ -173,30 +175,32 @@ class Session:
 
     # -------------------------------------------------------------------------------- loading
 
-    def _load_model(self) -> tuple[PeftModel, "PreTrainedTokenizerBase"]:
+    @property
+    def model(self) -> nn.Module:
+        """The one that learns."""
+        return self.tuned.model
+
+    def _load_model(self) -> tuple[Tuned, "PreTrainedTokenizerBase"]:
         section = self.recipe.model
         with self.progress.bars() as report:
             resolved = resolve(section.base, section.revision, convert=False, progress=report)
-            base, tokenizer = load_model(
-                resolved,
-                quantization=section.to_nf4_config(),
-                dtype=section.torch_dtype,
-                device=section.device,
-                progress=report,
-            )
+        base, tokenizer = self._load_base(resolved)
         # The adapter's first values are part of the recipe: they follow from its seed.
         torch.manual_seed(self.recipe.train.seed)
-        config = self.recipe.lora.to_lora_config(base_model=resolved.name)
-        model = get_peft_model(base, config)
-        num_trainable, num_total = model.get_nb_trainable_parameters()
+        tuned: Tuned
+        if self.recipe.train.method == "full":
+            tuned = FullTuned(base, lambda: self._load_base(resolved)[0], name=resolved.name)
+        else:
+            tuned = AdapterTuned(base, self.recipe.lora, name=resolved.name)
+        facts = tuned.facts
         self.record["base"] = {
             "reference": section.base,
             "name": resolved.name,
             "kind": resolved.kind,
             "digest": resolved.digest,
             "license": resolved.license,
-            "num_parameters": num_total - num_trainable,
-            "weight_bytes": _held_bytes(model),
+            "num_parameters": tuned.num_base,
+            "weight_bytes": _weight_bytes(tuned),
             "compute_dtype": str(base.dtype).removeprefix("torch."),
             "quantization": None
             if section.quantize is None
@@ -208,18 +212,28 @@ class Session:
                 "quantize_head": section.quantize_head,
             },
         }
-        self.record["adapter"] = {
-            "r": self.recipe.lora.r,
-            "alpha": self.recipe.lora.alpha,
-            "target_modules": self.recipe.lora.target_modules,
-            "num_trainable": num_trainable,
-            "num_total": num_total,
-        }
+        self.record[tuned.section] = facts
+        num_trainable, num_total = facts["num_trainable"], facts["num_total"]
+        assert isinstance(num_trainable, int)
+        assert isinstance(num_total, int)
         self.progress.say(
-            f"{resolved.name}: {num_total - num_trainable:,} parameters, "
+            f"{resolved.name}: {tuned.num_base:,} parameters, "
             f"{num_trainable:,} to train ({100 * num_trainable / num_total:.2f}%)"
         )
-        return model, tokenizer
+        return tuned, tokenizer
+
+    def _load_base(
+        self, resolved: ResolvedModel
+    ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+        section = self.recipe.model
+        with self.progress.bars() as report:
+            return load_model(
+                resolved,
+                quantization=section.to_nf4_config(),
+                dtype=section.torch_dtype,
+                device=section.device,
+                progress=report,
+            )
 
     def _load_split(self, path: str) -> Split:
         with self.progress.bars() as report:
@@ -272,7 +286,7 @@ class Session:
         stop_after: int | None = None,
         lr_at: Callable[[int], float] | None = None,
     ) -> TrainResult:
-        """Train, from the newest checkpoint where there is one; then save the adapter.
+        """Train, from the newest checkpoint where there is one; then save the result.
 
         Args:
             questions: of the held-out rows; a few are answered at `train.sample_every`.
@@ -283,12 +297,12 @@ class Session:
         self.model.eval()
 
         def evaluate() -> float:
-            return heldout_loss(self.model.get_base_model(), batches).loss
+            return heldout_loss(self.tuned.plain, batches).loss
 
         def sample() -> list[dict[str, str]]:
             asked = list(questions[:3])
             answers = generate(
-                self.model.get_base_model(),  # pyright: ignore[reportArgumentType]
+                self.tuned.plain,
                 self.tokenizer,
                 [question.turns for question in asked],
                 max_new_tokens=self.recipe.evaluate.max_new_tokens,
@@ -303,7 +317,7 @@ class Session:
         with (
             self.record.phase("train"),
             held,
-            packed_row_attention(self.model.get_base_model()),
+            packed_row_attention(self.tuned.plain),
             self.progress.training() as shown,
             reporting(
                 shown, config.report_to, run_dir=self.folder, config=self.recipe.portable()
@@ -343,10 +357,9 @@ class Session:
             "stopped_early": result.stopped_early,
         }
         note_truth(self, planned, result)
-        self.model.save_pretrained(self.folder / "adapter")
-        adapter = dict(self.record["adapter"])
-        adapter["digest"] = sha256_file(self.folder / "adapter" / "adapter_model.safetensors")
-        self.record["adapter"] = adapter
+        section = self.tuned.section
+        digest = self.tuned.save(self.folder / section, self.tokenizer)
+        self.record[section] = {**self.record[section], "digest": digest}
         return result
 
     def _run_digest(self) -> str:
@@ -359,9 +372,10 @@ class Session:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _held_bytes(model: PeftModel) -> int:
-    """Bytes of the frozen weights as they are held."""
-    seen = {id(p): p for p in model.parameters() if not p.requires_grad}
+def _weight_bytes(tuned: Tuned) -> int:
+    """Bytes of the base's weights as they are held."""
+    is_base = tuned.section == "model"
+    seen = {id(p): p for p in tuned.model.parameters() if is_base or not p.requires_grad}
     plain = sum(p.numel() * p.element_size() for p in seen.values())
-    packed = packed_modules(model).values()
+    packed = packed_modules(tuned.model).values()
     return plain + sum(module.weight_bytes for module in packed)

@@ -106,7 +106,7 @@ def base_facts(record: Mapping[str, object]) -> list[Fact]:
 
 def adapter_facts(record: Mapping[str, object]) -> list[Fact]:
     """What was trained, with whatever else the record says of it."""
-    adapter = mapping(record.get("adapter"))
+    adapter = mapping(record.get("adapter")) or mapping(record.get("model"))
     trainable, total = number(adapter.get("num_trainable")), number(adapter.get("num_total"))
     share = f", {100 * trainable / total:.2f}% of all" if trainable and total else ""
     known = {"r", "alpha", "target_modules", "num_trainable", "num_total", "digest"}
@@ -139,7 +139,8 @@ def machine_facts(record: Mapping[str, object]) -> list[Fact]:
 
 def key_facts(record: Mapping[str, object]) -> list[Fact]:
     """The few numbers that everyone asks for first."""
-    training, adapter = mapping(record.get("training")), mapping(record.get("adapter"))
+    training = mapping(record.get("training"))
+    tuned = mapping(record.get("adapter")) or mapping(record.get("model"))
     return facts(
         [
             # Zero until the run has ended.
@@ -148,7 +149,7 @@ def key_facts(record: Mapping[str, object]) -> list[Fact]:
             ("training steps", in_full(training.get("steps"))),
             ("tokens seen", in_count(training.get("num_tokens"))),
             ("tokens a second", in_count(training.get("tokens_per_second"))),
-            ("trainable", in_count(adapter.get("num_trainable"))),
+            ("trainable", in_count(tuned.get("num_trainable"))),
         ]
     )
 

@@ -80,7 +80,7 @@ class CandidateTrainer:
             # It had come so far before: the process ended between that and writing it down.
             loss = _logged_loss(candidate.recipe.output_folder / "log.jsonl", result.steps)
         if loss is None:
-            loss = heldout_loss(session.model.get_base_model(), session.eval_batches()).loss
+            loss = heldout_loss(session.tuned.plain, session.eval_batches()).loss
         return Outcome(
             loss=loss,
             steps=result.steps,

@@ -154,7 +154,7 @@ def _train(
     num_passes = math.ceil(test.num_steps / per_pass) + 1
     enough = once.model_copy(update={"epochs": float(num_passes), "max_steps": test.num_steps})
     session.recipe = recipe.model_copy(update={"train": enough})
-    facts |= {"base": record["base"], "adapter": record["adapter"]}
+    facts |= {"base": record["base"], "adapter": record.get("adapter")}
     with progress.watched(_Watcher(test)), contextlib.suppress(_EnoughError):
         session.train(lr_at=test.rate)
 

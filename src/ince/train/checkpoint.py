@@ -1,7 +1,8 @@
 """Checkpoints: everything that resuming needs, each written whole and checked by digest.
 
     checkpoints/step-000050/
-      adapter.safetensors      trained parameters by name, float32
+      adapter.safetensors      trained parameters by name, float32; of a whole model it is
+                               model.safetensors
       optimizer.safetensors    their moments by name
       ema.safetensors          their moving average, where the run keeps one
       state.json               `TrainState`: step, counters, the recipe's digest
@@ -14,7 +15,7 @@ one before it, with a line that says so; what a killed writer left half-written 
 
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,48 +23,50 @@ from torch import Tensor
 
 from ince.errors import CorruptFileError, InceError
 from ince.files import read_json, remove_leftovers, replace_folder, sha256_file, write_json
+from ince.optim import StateTensor
 from ince.train.state import TrainState
+from ince.train.stored_tensors import StoredTensors, write_group
 
 __all__ = ["Checkpoint", "latest_checkpoint", "read_checkpoint", "remove_old", "save_checkpoint"]
 
 _FOLDER = re.compile(r"step-(\d{6,})")
 _TENSORS = ".safetensors"
-# Groups of tensors that no checkpoint is without.
-_GROUPS = ("adapter", "optimizer")
+# Groups of tensors that no checkpoint is without: the weights under one of two names.
+_WEIGHTS, _WHOLE = "adapter", "model"
+_OPTIMIZER = "optimizer"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read and verified; `tensors` by group, then by name."""
+    """A checkpoint that was verified; `tensors` by group, then by name, read when asked for."""
 
     folder: Path
-    tensors: dict[str, dict[str, Tensor]]
+    tensors: dict[str, Mapping[str, Tensor]]
     state: TrainState
 
 
 def save_checkpoint(
     run_dir: Path,
     *,
-    tensors: Mapping[str, Mapping[str, Tensor]],
+    tensors: Mapping[str, Mapping[str, Tensor] | Sequence[StateTensor]],
     state: TrainState,
 ) -> Path:
     """Write ``checkpoints/step-NNNNNN`` whole, and read it back; returns its folder.
 
     Args:
         run_dir: of the run.
-        tensors: by group and name, a file for each group; `adapter` and `optimizer` at least.
+        tensors: a file for each group, of tensors by name or of how each is had; `optimizer`,
+            and `adapter` or `model`, at least.
         state: the rest.
 
     Raises:
         DiskFullError: no space; earlier checkpoints are as they were.
         CorruptFileError: what was written does not read back; earlier ones are as they were.
     """
-    from safetensors.torch import save_file
-
     folder = _folder_of(run_dir, state.step)
     with replace_folder(folder) as temporary:
         for group, named in tensors.items():
-            save_file(dict(named), temporary / f"{group}{_TENSORS}")
+            write_group(temporary / f"{group}{_TENSORS}", named)
         write_json(temporary / "state.json", asdict(state))
         written = sorted(path.name for path in temporary.iterdir())
         digests = {name: sha256_file(temporary / name) for name in written}
@@ -95,7 +98,9 @@ def _verify(folder: Path) -> list[str]:
     """
     manifest = read_json(folder / "manifest.json")
     # What the manifest leaves out would pass unseen, so what must be there is looked for.
-    for name in sorted({*manifest, "state.json", *(f"{g}{_TENSORS}" for g in _GROUPS)}):
+    weights = _WHOLE if f"{_WHOLE}{_TENSORS}" in manifest else _WEIGHTS
+    needed = {"state.json", *(f"{group}{_TENSORS}" for group in (weights, _OPTIMIZER))}
+    for name in sorted({*manifest, *needed}):
         path = folder / Path(name).name
         digest = sha256_file(path) if path.is_file() else "no such file"
         if digest != manifest.get(name):
@@ -118,14 +123,13 @@ def _verify(folder: Path) -> list[str]:
 
 def _read(folder: Path) -> Checkpoint:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
         groups = _verify(folder)
         content = read_json(folder / "state.json")
         return Checkpoint(
             folder,
-            {group: load_file(folder / f"{group}{_TENSORS}") for group in groups},
+            {group: StoredTensors(folder / f"{group}{_TENSORS}") for group in groups},
             TrainState(**content),  # pyright: ignore[reportArgumentType]
         )
     except (OSError, SafetensorError, TypeError) as error:

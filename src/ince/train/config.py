@@ -38,6 +38,9 @@ class TrainConfig(BaseModel):
 
     model_config = _SECTION
 
+    method: Literal["lora", "full"] = "lora"
+    """What learns: an adapter on a frozen base, or every weight of the model."""
+
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the training data; a fraction stops inside a pass."""
 

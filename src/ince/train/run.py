@@ -4,7 +4,7 @@
     backward        gradients of the next step's rows; may be called again, cut another way
     step            backward and update; the next step is then due
     save            a checkpoint, from which `resume` goes on to the bit
-    take_result     the adapter that the run was for, once it is done
+    take_result     the weights that the run was for, once it is done
 
 What decides how it goes on is in `state`, in the parameters and in the optimizer; the rest
 follows from the config, the data and the step. When to evaluate, to save and to stop is the
@@ -12,8 +12,8 @@ loop's to say (`ince.train.loop`).
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,8 +27,8 @@ from ince.optim import (
     learning_rate,
     load_optimizer_state,
     lr_ratios,
-    optimizer_state,
     set_learning_rate,
+    state_tensors,
 )
 from ince.record import peak_memory_bytes
 from ince.train.average import AdapterAverage
@@ -42,6 +42,7 @@ from ince.train.checkpoint import (
 )
 from ince.train.config import TrainConfig
 from ince.train.loss_guard import is_usable, note_loss, note_skipped
+from ince.train.masters import Masters
 from ince.train.observer import Observer, StepReport
 from ince.train.parameters import fill, trainable
 from ince.train.state import TrainState
@@ -94,7 +95,10 @@ class TrainRun:
         self.pad_id = pad_id
         self.observer = observer
         self._lr_at = self._scheduled if lr_at is None else lr_at
-        self.parameters = trainable(model)
+        held = trainable(model)
+        # Adapters are float32 as they are.
+        self._masters = Masters(held if config.method == "full" else {})
+        self.parameters = {**held, **self._masters.parameters}
         ratios = lr_ratios(
             model,
             loraplus_lr_ratio=config.loraplus_lr_ratio,
@@ -196,6 +200,7 @@ class TrainRun:
         if usable:
             set_learning_rate(self.optimizer, lr)
             self.optimizer.step()
+            self._masters.publish()
             if self.average is not None:
                 self.average.update(state.step - state.num_skipped)
         self.optimizer.zero_grad(set_to_none=True)
@@ -223,9 +228,18 @@ class TrainRun:
             event=event,
         )
 
-    def measured(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def measured(self) -> Iterator[None]:
         """Inside, the model has the weights that evaluations are of: the average, if any."""
-        return nullcontext() if self.average is None else self.average.in_place()
+        if self.average is None:
+            yield
+            return
+        try:
+            with self.average.in_place():
+                self._masters.publish()
+                yield
+        finally:
+            self._masters.publish()
 
     def judge(self, loss: float) -> bool:
         """Take in the held-out loss after the latest step; returns whether to keep this step.
@@ -296,7 +310,9 @@ class TrainRun:
         self.observer.said(f"going on after step {self.state.step} of {self.plan.num_steps}")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        fill(self.parameters, checkpoint.tensors["adapter"], where=checkpoint.folder)
+        saved = checkpoint.tensors.get(self._group, {})
+        fill(self.parameters, saved, where=checkpoint.folder)
+        self._masters.publish()
         if self.average is not None:
             saved = checkpoint.tensors.get("ema", {})
             fill(self.average.tensors, saved, where=f"{checkpoint.folder}, average")
@@ -304,6 +320,11 @@ class TrainRun:
             load_optimizer_state(self.optimizer, self.parameters, checkpoint.tensors["optimizer"])
         self.state = checkpoint.state
         self.saved_step = self.state.step
+
+    @property
+    def _group(self) -> str:
+        """What a checkpoint calls the parameters."""
+        return "model" if self.config.method == "full" else "adapter"
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -324,8 +345,8 @@ class TrainRun:
         folder = save_checkpoint(
             self.run_dir,
             tensors={
-                "adapter": {n: p.detach().contiguous() for n, p in self.parameters.items()},
-                "optimizer": optimizer_state(self.optimizer, self.parameters),
+                self._group: {n: p.detach().contiguous() for n, p in self.parameters.items()},
+                "optimizer": state_tensors(self.optimizer, self.parameters),
                 **({} if self.average is None else {"ema": self.average.tensors}),
             },
             state=self.state,
@@ -339,12 +360,17 @@ class TrainRun:
     # -------------------------------------------------------------------------------- the result
 
     def take_result(self) -> int:
-        """Put the run's result into the parameters, once it is done; returns the step it is of.
+        """Put the run's result into the model, once it is done; returns the step it is of.
 
         That is the best step where the config keeps it, the last one otherwise; of either, the
         average where there is one. The state and
         the checkpoints stay as they are: a run that is started again ends in the same way.
         """
+        step = self._fill_result()
+        self._masters.publish()
+        return step
+
+    def _fill_result(self) -> int:
         state = self.state
         if self.average is not None:
             fill(self.parameters, self.average.tensors, where="the average")
@@ -352,12 +378,12 @@ class TrainRun:
             return state.step
         try:
             best = read_checkpoint(self.run_dir, state.best_step)
-            group = "adapter" if self.average is None else "ema"
+            group = self._group if self.average is None else "ema"
             fill(self.parameters, best.tensors.get(group, {}), where=best.folder)
         except CorruptFileError as error:
             self.observer.said(
                 f"the checkpoint of the best step, {state.best_step}, cannot be used, and the "
-                f"last adapter is the result: {error.what} ({error.where})"
+                f"last step is the result: {error.what} ({error.where})"
             )
             return state.step
         return state.best_step

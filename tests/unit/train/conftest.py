@@ -86,13 +86,14 @@ class SmallRun:
         names = ("evaluate", "sample", "stop_after", "lr_at", "record")
         extra = {k: settings.pop(k) for k in names if k in settings}
         model = model or self.model(dropout=dropout)
+        packing = settings.pop("packing", True)
         result = train(
             model,
             self.examples(),
             TrainConfig(**settings),
             run_dir=folder,
             recipe_digest=digest,
-            packing=True,
+            packing=packing,
             max_length=32,
             pad_id=2,
             observer=observer or Watcher(),
