@@ -6,7 +6,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check --no-input
 
-PYTEST := $(BIN)/python -m pytest --quiet
+# Tests run side by side, one worker on each of two cores; `make WORKERS=8 unit` where there are more.
+WORKERS ?= 2
+PYTEST  := $(BIN)/python -m pytest --quiet --numprocesses $(WORKERS)
 
 # C++ that `pip install` compiles, and what that leaves beside it.
 KERNELS  := src/ince/ops/cpu/kernels
@@ -38,10 +40,10 @@ $(STAMP): pyproject.toml constraints.txt $(COMPILED)
 test: lint types contracts unit  ## lint, types, import contracts, and the tests that take seconds
 
 unit: $(STAMP)  ## the tests that take seconds
-	@$(PYTEST)
+	@$(PYTEST) --dist worksteal
 
 test-long: $(STAMP)  ## the tests that take minutes each
-	@$(PYTEST) -m long --timeout 3600
+	@$(PYTEST) --dist loadfile -m long --timeout 3600
 
 lint: $(STAMP)  ## ruff: rules and format
 	@$(BIN)/ruff check --quiet .

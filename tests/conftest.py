@@ -4,9 +4,18 @@ The packaged SmolLM2 is converted once into ince's own cache and found there aga
 models have random weights and real architectures.
 """
 
+import gc
 import importlib.metadata
+import json
+import os
 import sys
 from pathlib import Path
+
+# Tensors of tests are tiny: a second thread makes them slower, and workers side by side whose
+# threads spin on the same cores slow each other tenfold. It is read when torch is loaded, and
+# inherited by the processes that tests start. What needs threads sets their number itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
@@ -17,6 +26,7 @@ settings.register_profile("ince", deadline=None)
 settings.load_profile("ince")
 
 PACKAGED = "smollm2-135m-instruct"
+NUM_SMALL_TOKENS = 16_384
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +36,17 @@ def _offline(monkeypatch):
     # Where the hub's library is loaded already, it has read that.
     if "huggingface_hub" in sys.modules:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled():
+    """Let garbage collections pass over what is imported by now.
+
+    A run collects its garbage before it measures memory: over the objects of torch and
+    transformers a third of a second each time, most of what a tiny run takes.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -48,15 +69,34 @@ def smollm2_tokenizer(smollm2_folder):
     return load_tokenizer(smollm2_folder)
 
 
+@pytest.fixture(scope="session")
+def small_tokenizer(smollm2_tokenizer):
+    """The first tokens of it alone, under their own ids: for tiny models, to which 49,152 rows of
+    embeddings are most of the work.
+    """
+    from tokenizers import Tokenizer
+
+    content = json.loads(smollm2_tokenizer.backend_tokenizer.to_str())
+    words = content["model"]
+    words["vocab"] = {word: i for word, i in words["vocab"].items() if i < NUM_SMALL_TOKENS}
+    words["merges"] = [pair for pair in words["merges"] if "".join(pair) in words["vocab"]]
+    small = type(smollm2_tokenizer)(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)),
+        **smollm2_tokenizer.special_tokens_map,
+    )
+    small.chat_template = smollm2_tokenizer.chat_template
+    return small
+
+
 @pytest.fixture
-def tiny_llama(smollm2_tokenizer):
+def tiny_llama(small_tokenizer):
     """A function that makes a Llama of two small layers with random weights, float32."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     def make(seed: int = 0, **changes) -> LlamaForCausalLM:
         torch.manual_seed(seed)
         settings = {
-            "vocab_size": len(smollm2_tokenizer),
+            "vocab_size": len(small_tokenizer),
             "hidden_size": 64,
             "intermediate_size": 96,
             "num_hidden_layers": 2,

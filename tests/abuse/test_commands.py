@@ -13,11 +13,11 @@ from ince.cli import main
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch, tiny_llama, smollm2_tokenizer):
+def folder(tmp_path, monkeypatch, tiny_llama, small_tokenizer):
     """A working folder with a small model, data and a recipe that works."""
     monkeypatch.chdir(tmp_path)
     tiny_llama().save_pretrained("model")
-    smollm2_tokenizer.save_pretrained("model")
+    small_tokenizer.save_pretrained("model")
     write_rows(tmp_path, [{"prompt": f"Question {i}?", "completion": f"{i}."} for i in range(9)])
     (tmp_path / "recipe.yaml").write_text(
         """

@@ -129,10 +129,10 @@ def test_a_run_that_gets_none_stops_and_goes_on_later(small_disk, tmp_path, tiny
 
 
 def test_a_whole_run_on_a_full_disk_fails_cleanly_and_can_be_continued(
-    small_disk, tmp_path, tiny_llama, smollm2_tokenizer, monkeypatch
+    small_disk, tmp_path, tiny_llama, small_tokenizer, monkeypatch
 ):
     tiny_llama().save_pretrained(tmp_path / "model")
-    smollm2_tokenizer.save_pretrained(tmp_path / "model")
+    small_tokenizer.save_pretrained(tmp_path / "model")
     lines = [json.dumps({"prompt": f"Question {i}?", "completion": "Yes."}) for i in range(12)]
     (tmp_path / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
     recipe = parse_recipe(

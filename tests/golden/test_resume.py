@@ -16,11 +16,11 @@ PATIENCE_SECONDS = 300
 
 
 @pytest.fixture
-def recipe(tmp_path, smollm2_tokenizer):
+def recipe(tmp_path, small_tokenizer):
     """A recipe over a small random model, with dropout, NF4 and packing."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(smollm2_tokenizer),
+        vocab_size=len(small_tokenizer),
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
@@ -32,7 +32,7 @@ def recipe(tmp_path, smollm2_tokenizer):
         eos_token_id=2,
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
-    smollm2_tokenizer.save_pretrained(tmp_path / "model")
+    small_tokenizer.save_pretrained(tmp_path / "model")
     rows = [
         {
             "prompt": f"Question number {i}, of {'many ' * (i % 7)}words?",

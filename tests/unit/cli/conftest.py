@@ -36,13 +36,13 @@ def rows(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory, smollm2_tokenizer):
+def model_folder(tmp_path_factory, small_tokenizer):
     """A Llama of two small layers; its head is its own, so that it does not parrot."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(smollm2_tokenizer),
+        vocab_size=len(small_tokenizer),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -56,7 +56,7 @@ def model_folder(tmp_path_factory, smollm2_tokenizer):
     )
     folder = tmp_path_factory.mktemp("models") / "tiny"
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    smollm2_tokenizer.save_pretrained(folder)
+    small_tokenizer.save_pretrained(folder)
     return folder
 
 

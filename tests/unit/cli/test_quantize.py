@@ -25,11 +25,11 @@ def ids():
 
 
 @pytest.fixture
-def wide_folder(tmp_path_factory, tiny_llama, smollm2_tokenizer):
+def wide_folder(tmp_path_factory, tiny_llama, small_tokenizer):
     """A model whose rows are as wide as bitsandbytes' kernels on a CPU want them."""
     folder = tmp_path_factory.mktemp("wide")
     tiny_llama(hidden_size=128, intermediate_size=256).save_pretrained(folder)
-    smollm2_tokenizer.save_pretrained(folder)
+    small_tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -156,12 +156,12 @@ def test_a_gguf_file(command, write_gguf, tmp_path, ids):
     assert torch.equal(logits(ince.load_model(out)[0], ids), logits(expected, ids))
 
 
-def test_fused_experts_are_packed_and_said(command, tmp_path, smollm2_tokenizer):
+def test_fused_experts_are_packed_and_said(command, tmp_path, small_tokenizer):
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     torch.manual_seed(0)
     config = Qwen3MoeConfig(
-        vocab_size=len(smollm2_tokenizer),
+        vocab_size=len(small_tokenizer),
         hidden_size=32,
         intermediate_size=64,
         moe_intermediate_size=32,
@@ -173,7 +173,7 @@ def test_fused_experts_are_packed_and_said(command, tmp_path, smollm2_tokenizer)
         head_dim=16,
     )
     Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "moe")
-    smollm2_tokenizer.save_pretrained(tmp_path / "moe")
+    small_tokenizer.save_pretrained(tmp_path / "moe")
     arguments = ("quantize", str(tmp_path / "moe"), "--out")
     code, out, err = command(*arguments, str(tmp_path / "all"))
     assert code == 0, err

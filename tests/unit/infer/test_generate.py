@@ -122,28 +122,28 @@ def answers_in_batches_of(batch_size, model, tokenizer, temperature):
     )
 
 
-def test_greedy_answers_do_not_depend_on_the_batch(model, smollm2_tokenizer) -> None:
-    one, five, all_ = (answers_in_batches_of(n, model, smollm2_tokenizer, 0.0) for n in (1, 5, 64))
+def test_greedy_answers_do_not_depend_on_the_batch(model, small_tokenizer) -> None:
+    one, five, all_ = (answers_in_batches_of(n, model, small_tokenizer, 0.0) for n in (1, 5, 64))
     assert one == five == all_
     assert len(set(texts(all_))) > 1
 
 
-def test_drawn_answers_depend_on_the_batch_by_rounding_alone(model, smollm2_tokenizer) -> None:
+def test_drawn_answers_depend_on_the_batch_by_rounding_alone(model, small_tokenizer) -> None:
     # Random weights spread 49,152 tokens evenly: the last bit decides now and then.
-    one, five, all_ = (answers_in_batches_of(n, model, smollm2_tokenizer, 1.0) for n in (1, 5, 64))
+    one, five, all_ = (answers_in_batches_of(n, model, small_tokenizer, 1.0) for n in (1, 5, 64))
     for other in (five, all_):
         num_equal = sum(a == b for a, b in zip(one, other, strict=True))
         assert num_equal >= 0.7 * len(one)
     assert len(set(texts(all_))) > 1
 
 
-def test_seed_fixes_what_is_drawn(model, smollm2_tokenizer) -> None:
+def test_seed_fixes_what_is_drawn(model, small_tokenizer) -> None:
     def run(seed: int) -> list[str]:
         torch.manual_seed(seed + 100)  # the global generator has no part in it
         return texts(
             generate(
                 model,
-                smollm2_tokenizer,
+                small_tokenizer,
                 QUESTIONS[:3],
                 max_new_tokens=6,
                 temperature=1.0,
@@ -155,44 +155,44 @@ def test_seed_fixes_what_is_drawn(model, smollm2_tokenizer) -> None:
     assert run(1) == run(1) != run(2)
 
 
-def test_same_question_twice_is_drawn_twice(model, smollm2_tokenizer) -> None:
+def test_same_question_twice_is_drawn_twice(model, small_tokenizer) -> None:
     first, second = generate(
-        model, smollm2_tokenizer, [QUESTIONS[0]] * 2, max_new_tokens=8, temperature=1.5
+        model, small_tokenizer, [QUESTIONS[0]] * 2, max_new_tokens=8, temperature=1.5
     )
     assert first.text != second.text
 
 
 def test_stop_token_ends_an_answer_and_is_not_text(
-    model, smollm2_tokenizer, monkeypatch: pytest.MonkeyPatch
+    model, small_tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (cut,) = generate(model, smollm2_tokenizer, QUESTIONS[:1], max_new_tokens=6)
+    (cut,) = generate(model, small_tokenizer, QUESTIONS[:1], max_new_tokens=6)
     assert (cut.stopped, cut.num_tokens) == (False, 6)
-    prompt = encode_prompt(smollm2_tokenizer, QUESTIONS[0])
+    prompt = encode_prompt(small_tokenizer, QUESTIONS[0])
     tokens = plain_decode(model, prompt, frozenset(), 6)
     monkeypatch.setattr(model.generation_config, "eos_token_id", [tokens[3]])
-    (ended,) = generate(model, smollm2_tokenizer, QUESTIONS[:1], max_new_tokens=6)
+    (ended,) = generate(model, small_tokenizer, QUESTIONS[:1], max_new_tokens=6)
     place = tokens.index(tokens[3])
     assert (ended.stopped, ended.num_tokens) == (True, place + 1)
-    assert ended.text == smollm2_tokenizer.decode(tokens[:place], skip_special_tokens=True)
+    assert ended.text == small_tokenizer.decode(tokens[:place], skip_special_tokens=True)
 
 
 def test_stop_tokens_of_tokenizer_settings_and_template(
-    model, smollm2_tokenizer, monkeypatch: pytest.MonkeyPatch
+    model, small_tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model.generation_config, "eos_token_id", [7, 8])
-    assert stop_tokens(model, smollm2_tokenizer) == {2, 7, 8}
+    assert stop_tokens(model, small_tokenizer) == {2, 7, 8}
     end_of_turn = "<jupyter_start>"  # any special token that the tokenizer has
-    template = smollm2_tokenizer.chat_template.replace("<|im_end|>", f" {end_of_turn}")
-    monkeypatch.setattr(smollm2_tokenizer, "chat_template", template)
-    found = stop_tokens(model, smollm2_tokenizer)
-    assert smollm2_tokenizer.convert_tokens_to_ids(end_of_turn) in found
+    template = small_tokenizer.chat_template.replace("<|im_end|>", f" {end_of_turn}")
+    monkeypatch.setattr(small_tokenizer, "chat_template", template)
+    found = stop_tokens(model, small_tokenizer)
+    assert small_tokenizer.convert_tokens_to_ids(end_of_turn) in found
 
 
-def test_progress_counts_every_answer(model, smollm2_tokenizer) -> None:
+def test_progress_counts_every_answer(model, small_tokenizer) -> None:
     told: list[tuple[int, int]] = []
     generate(
         model,
-        smollm2_tokenizer,
+        small_tokenizer,
         QUESTIONS,
         max_new_tokens=3,
         batch_size=5,
@@ -202,75 +202,75 @@ def test_progress_counts_every_answer(model, smollm2_tokenizer) -> None:
     assert [done for done, _ in told] == sorted({done for done, _ in told})
 
 
-def test_model_is_left_as_it_was(model, smollm2_tokenizer) -> None:
+def test_model_is_left_as_it_was(model, small_tokenizer) -> None:
     model.train()
     model.model.layers[0].eval()
     modes = [m.training for m in model.modules()]
-    generate(model, smollm2_tokenizer, QUESTIONS[:2], max_new_tokens=2)
+    generate(model, small_tokenizer, QUESTIONS[:2], max_new_tokens=2)
     assert [m.training for m in model.modules()] == modes
     with pytest.raises(TemplateError):
-        generate(model, smollm2_tokenizer, [[Said("user", None)]], max_new_tokens=2)
+        generate(model, small_tokenizer, [[Said("user", None)]], max_new_tokens=2)
     assert [m.training for m in model.modules()] == modes
 
 
-def test_quantized_model_answers_as_its_layers_do(model, smollm2_tokenizer) -> None:
+def test_quantized_model_answers_as_its_layers_do(model, small_tokenizer) -> None:
     quantize_model(model, NF4Config(compute_dtype="float32"))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    (answer,) = generate(model, smollm2_tokenizer, QUESTIONS[:1], max_new_tokens=6)
-    prompt = encode_prompt(smollm2_tokenizer, QUESTIONS[0])
-    tokens = plain_decode(model, prompt, stop_tokens(model, smollm2_tokenizer), 6)
-    assert answer.text == smollm2_tokenizer.decode(tokens, skip_special_tokens=True)
+    (answer,) = generate(model, small_tokenizer, QUESTIONS[:1], max_new_tokens=6)
+    prompt = encode_prompt(small_tokenizer, QUESTIONS[0])
+    tokens = plain_decode(model, prompt, stop_tokens(model, small_tokenizer), 6)
+    assert answer.text == small_tokenizer.decode(tokens, skip_special_tokens=True)
     assert any(isinstance(m, Linear4bit) for m in model.modules())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_nothing_to_answer(model, smollm2_tokenizer) -> None:
-    assert generate(model, smollm2_tokenizer, [], max_new_tokens=2) == []
+def test_nothing_to_answer(model, small_tokenizer) -> None:
+    assert generate(model, small_tokenizer, [], max_new_tokens=2) == []
 
 
-def test_context_that_is_nearly_full_cuts_that_row_only(tiny_llama, smollm2_tokenizer) -> None:
+def test_context_that_is_nearly_full_cuts_that_row_only(tiny_llama, small_tokenizer) -> None:
     model = tiny_llama(seed=4, initializer_range=0.3)
-    prompts = [encode_prompt(smollm2_tokenizer, question) for question in QUESTIONS[:4]]
+    prompts = [encode_prompt(small_tokenizer, question) for question in QUESTIONS[:4]]
     model.config.max_position_embeddings = max(map(len, prompts)) + 2
-    answers = generate(model, smollm2_tokenizer, QUESTIONS[:4], max_new_tokens=5)
+    answers = generate(model, small_tokenizer, QUESTIONS[:4], max_new_tokens=5)
     assert [a.num_tokens for a in answers] == [5, 5, 5, 2]
     model.config.max_position_embeddings -= 2
     with pytest.raises(InputError, match="whole context"):
-        generate(model, smollm2_tokenizer, QUESTIONS[:4], max_new_tokens=5)
+        generate(model, small_tokenizer, QUESTIONS[:4], max_new_tokens=5)
 
 
 @pytest.mark.parametrize("wrong", [{"max_new_tokens": 0}, {"batch_size": 0}])
-def test_no_room(model, smollm2_tokenizer, wrong) -> None:
+def test_no_room(model, small_tokenizer, wrong) -> None:
     with pytest.raises(InputError, match="room"):
-        generate(model, smollm2_tokenizer, QUESTIONS, **({"max_new_tokens": 1} | wrong))
+        generate(model, small_tokenizer, QUESTIONS, **({"max_new_tokens": 1} | wrong))
 
 
 def test_conversations_that_cannot_be_rendered(
-    model, smollm2_tokenizer, monkeypatch: pytest.MonkeyPatch
+    model, small_tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="empty conversation"):
-        generate(model, smollm2_tokenizer, [[]], max_new_tokens=1)
+        generate(model, small_tokenizer, [[]], max_new_tokens=1)
     refusing = "{{ raise_exception('roles must alternate') }}"
-    monkeypatch.setattr(smollm2_tokenizer, "chat_template", refusing)
+    monkeypatch.setattr(small_tokenizer, "chat_template", refusing)
     with pytest.raises(TemplateError, match="(?s)roles must alternate.*user"):
-        generate(model, smollm2_tokenizer, QUESTIONS[:1], max_new_tokens=1)
-    monkeypatch.setattr(smollm2_tokenizer, "chat_template", None)
+        generate(model, small_tokenizer, QUESTIONS[:1], max_new_tokens=1)
+    monkeypatch.setattr(small_tokenizer, "chat_template", None)
     with pytest.raises(TemplateError, match="no chat template"):
-        generate(model, smollm2_tokenizer, QUESTIONS[:1], max_new_tokens=1)
+        generate(model, small_tokenizer, QUESTIONS[:1], max_new_tokens=1)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.3])
-def test_stream_is_the_answer_in_pieces(model, smollm2_tokenizer, temperature) -> None:
+def test_stream_is_the_answer_in_pieces(model, small_tokenizer, temperature) -> None:
     options = {"max_new_tokens": 12, "temperature": temperature, "seed": 3}
-    pieces = list(stream(model, smollm2_tokenizer, QUESTIONS[2], **options))
-    (whole,) = generate(model, smollm2_tokenizer, [QUESTIONS[2]], **options)
+    pieces = list(stream(model, small_tokenizer, QUESTIONS[2], **options))
+    (whole,) = generate(model, small_tokenizer, [QUESTIONS[2]], **options)
     assert "".join(pieces) == whole.text
     assert all(pieces)
 
 
-def test_stream_that_is_left_early_leaves_the_model_as_it_was(model, smollm2_tokenizer) -> None:
+def test_stream_that_is_left_early_leaves_the_model_as_it_was(model, small_tokenizer) -> None:
     model.train()
-    pieces = stream(model, smollm2_tokenizer, QUESTIONS[0], max_new_tokens=50)
+    pieces = stream(model, small_tokenizer, QUESTIONS[0], max_new_tokens=50)
     next(pieces)
     assert torch.is_grad_enabled()  # between pieces the caller's own work is as always
     pieces.close()

@@ -12,10 +12,10 @@ from ince.record import RunRecord
 
 
 @pytest.fixture
-def recipe(tmp_path, tiny_llama, smollm2_tokenizer):
+def recipe(tmp_path, tiny_llama, small_tokenizer):
     """A function that makes a recipe over a small random model, in this folder."""
     tiny_llama().save_pretrained(tmp_path / "model")
-    smollm2_tokenizer.save_pretrained(tmp_path / "model")
+    small_tokenizer.save_pretrained(tmp_path / "model")
     rows = [{"prompt": f"Question {i}?", "completion": f"Answer {i}."} for i in range(12)]
     for name in ("train", "eval"):
         text = "".join(json.dumps(row) + "\n" for row in rows)

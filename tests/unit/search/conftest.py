@@ -9,13 +9,13 @@ from ince.recipe import parse_recipe
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory, smollm2_tokenizer):
+def tiny_model(tmp_path_factory, small_tokenizer):
     """A folder with a small random Llama."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(smollm2_tokenizer),
+        vocab_size=len(small_tokenizer),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -28,7 +28,7 @@ def tiny_model(tmp_path_factory, smollm2_tokenizer):
     )
     folder = tmp_path_factory.mktemp("models") / "tiny"
     LlamaForCausalLM(config).save_pretrained(folder)
-    smollm2_tokenizer.save_pretrained(folder)
+    small_tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -3,7 +3,6 @@ import math
 import os
 import signal
 import tempfile
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -54,7 +53,9 @@ def test_loraplus_moves_the_curve(read):
     assert fast[-1]["loss"] != plain[-1]["loss"]
 
 
-def test_ctrl_c_shows_what_is_known(read, monkeypatch):
+def test_ctrl_c_shows_what_is_known(read, monkeypatch, tmp_path_factory):
+    own = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(own))
     watcher, known = module._Watcher.stepped, []
 
     def stepped(self, report):
@@ -70,7 +71,7 @@ def test_ctrl_c_shows_what_is_known(read, monkeypatch):
     assert len(content["points"]) == 5
     assert content["suggestion"] is None
     assert "too few" in content["why_none"]
-    assert list(Path(tempfile.gettempdir()).glob("ince-lr-find-*")) == []
+    assert list(own.iterdir()) == []
 
 
 @pytest.mark.parametrize(

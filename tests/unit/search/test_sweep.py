@@ -45,13 +45,13 @@ def adapter_of(folder):
 
 def test_the_best_is_the_run_that_it_would_have_been_alone(sweep, read, tmp_path):
     """Stopping at rungs is an interruption: schedule, data and dropout are those of the whole."""
-    state = sweep("train.lr=1e-5,2e-2,1e-4", "train.seed=3").run(console=QUIET)
-    assert state.content["best"] == "lr=2e-2"
+    state = sweep("train.lr=1e-5,5e-3,1e-4", "train.seed=3").run(console=QUIET)
+    assert state.content["best"] == "lr=5e-3"
     assert [each["status"] for each in state.candidates] == ["stopped", "done", "stopped"]
     assert [each["steps"] for each in state.candidates] == [3, 9, 3]
-    folder = tmp_path / "sweep" / "lr=2e-2"
+    folder = tmp_path / "sweep" / "lr=5e-3"
     alone = tmp_path / "alone"
-    run_recipe(read(["train.lr=2e-2", "train.seed=3", f"output={alone}"]), console=QUIET)
+    run_recipe(read(["train.lr=5e-3", "train.seed=3", f"output={alone}"]), console=QUIET)
     assert adapter_of(folder) == adapter_of(alone)
     ours, theirs = (
         [(line["step"], line["loss"], line["lr"]) for line in log_of(each) if "loss" in line]

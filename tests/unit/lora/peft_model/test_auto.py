@@ -83,9 +83,9 @@ def test_an_adapter_for_another_task_or_without_a_base(saved, tmp_path):
 
 
 def test_a_larger_tokenizer_beside_the_adapter_enlarges_the_embeddings(
-    saved, tmp_path, smollm2_tokenizer
+    saved, tmp_path, small_tokenizer
 ):
     saved(task_type="CAUSAL_LM")
-    smollm2_tokenizer.save_pretrained(tmp_path / "adapter")
+    small_tokenizer.save_pretrained(tmp_path / "adapter")
     loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
-    assert loaded.get_input_embeddings().weight.shape[0] == len(smollm2_tokenizer)
+    assert loaded.get_input_embeddings().weight.shape[0] == len(small_tokenizer)
