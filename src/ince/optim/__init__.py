@@ -6,6 +6,7 @@ from ince.optim.adamw import (
     optimizer_state,
     set_learning_rate,
 )
+from ince.optim.eight_bit import AdamW8bit, Lion8bit
 from ince.optim.lora_fa import LoraFAOptimizer, create_lorafa_optimizer
 from ince.optim.lora_plus import create_loraplus_optimizer, lora_plus_groups, lora_plus_ratios
 from ince.optim.lr_ratios import lr_ratios
@@ -13,6 +14,8 @@ from ince.optim.named_state import StateTensor, state_tensors
 from ince.optim.schedule import learning_rate
 
 __all__ = [
+    "AdamW8bit",
+    "Lion8bit",
     "LoraFAOptimizer",
     "StateTensor",
     "build_optimizer",

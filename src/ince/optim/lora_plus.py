@@ -62,7 +62,7 @@ def create_loraplus_optimizer(
     )
     optimizer = optimizer_cls(groups, lr=lr, **kwargs)  # pyright: ignore[reportCallIssue]
     if optimizer_cls.__name__ in _EIGHT_BIT:
-        _keep_embeddings_in_32_bits(model, optimizer_cls)
+        _keep_embeddings_in_32_bits(model, optimizer)
     return optimizer
 
 
@@ -152,10 +152,15 @@ def _check(*, ratio: float, **others: float) -> None:
         raise ConfigError("LoRA+ cannot train like this", problems=problems)
 
 
-def _keep_embeddings_in_32_bits(model: nn.Module, optimizer_cls: type[object]) -> None:
+def _keep_embeddings_in_32_bits(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    keep = getattr(optimizer, "keep_in_float32", None)
+    if keep is not None:
+        trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        keep(module.weight for module in embeddings if module.weight in trained)
+        return
     # The library of such an optimizer is loaded, or there would be no class.
-    library: Any = sys.modules[optimizer_cls.__module__.partition(".")[0]]
+    library: Any = sys.modules[type(optimizer).__module__.partition(".")[0]]
     overrides = library.optim.GlobalOptimManager.get_instance()
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            overrides.register_module_override(module, "weight", {"optim_bits": 32})
+    for module in embeddings:
+        overrides.register_module_override(module, "weight", {"optim_bits": 32})

@@ -5,12 +5,23 @@ sums where they are multiplied. Where the library is missing (no compiler when i
 installed), the reference does the work: that is said once in the log, and by `status`.
 """
 
-from ince.ops.cpu import attention, cross_entropy, four_bit, gated, linear, norm, rotary
+from ince.ops.cpu import (
+    attention,
+    cross_entropy,
+    eight_bit,
+    four_bit,
+    gated,
+    linear,
+    norm,
+    rotary,
+    steps,
+)
 from ince.ops.cpu.library import instruction_sets, status, use_instruction_set
 
 __all__ = [
     "attention",
     "cross_entropy",
+    "eight_bit",
     "four_bit",
     "gated",
     "instruction_sets",
@@ -18,5 +29,6 @@ __all__ = [
     "norm",
     "rotary",
     "status",
+    "steps",
     "use_instruction_set",
 ]

@@ -55,6 +55,9 @@ class Library:
     attention_tiles: Callable[..., object]
     attention: Callable[..., int]
     attention_backward: Callable[..., int]
+    step: Callable[..., object]
+    quantize_8bit: Callable[..., int]
+    dequantize_8bit: Callable[..., object]
 
 
 @dataclass
@@ -210,6 +213,9 @@ def _load(path: Path) -> Library:
         attention_tiles=function("ince_attention_tiles", *tiles),
         attention=function("ince_attention", _ADDRESS, _NUMBER, result=_NUMBER),
         attention_backward=function("ince_attention_backward", _ADDRESS, _NUMBER, result=_NUMBER),
+        step=function("ince_step", _ADDRESS, _NUMBER),
+        quantize_8bit=function("ince_quantize_8bit", _ADDRESS, _NUMBER, result=_NUMBER),
+        dequantize_8bit=function("ince_dequantize_8bit", _ADDRESS, _NUMBER),
     )
 
 

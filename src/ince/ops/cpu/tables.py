@@ -6,10 +6,16 @@ from functools import lru_cache
 
 import torch
 
-from ince.ops.codes import code_of, dynamic_map
+from ince.ops.codes import (
+    NUM_PLACES,
+    code_of,
+    dynamic_map,
+    dynamic_ranks,
+    dynamic_thresholds,
+)
 from ince.ops.reference.scale_search import factors
 
-__all__ = ["DTYPES", "code_address", "factors_address", "map_address"]
+__all__ = ["DTYPES", "byte_map_address", "code_address", "factors_address", "map_address"]
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Numbers of the dtypes, as in kernels/kernels.h."""
@@ -23,6 +29,17 @@ class _Code(ctypes.Structure):
         ("thresholds", ctypes.c_float * 15),
         ("by_rank", ctypes.c_uint8 * 16),
         ("zero", ctypes.c_uint8),
+    )
+
+
+class _ByteMap(ctypes.Structure):
+    """`ince::ByteMap` of kernels/training.h."""
+
+    _fields_ = (
+        ("values", ctypes.c_float * 256),
+        ("thresholds", ctypes.c_float * 256),
+        ("ranks", (ctypes.c_uint8 * NUM_PLACES) * 2),
+        ("unused", ctypes.c_uint8 * 4),
     )
 
 
@@ -60,3 +77,16 @@ def map_address() -> int:
     values = dynamic_map()
     _KEPT.append(values)
     return values.data_ptr()
+
+
+@lru_cache(maxsize=2)
+def byte_map_address(signed: bool) -> int:
+    """Where a dynamic map lies, with what its codes are found by."""
+    row = ctypes.c_uint8 * NUM_PLACES
+    kept = _ByteMap(
+        tuple(dynamic_map(signed=signed).tolist()),
+        (*dynamic_thresholds(signed=signed).tolist(), math.inf),
+        (row * 2)(*(row(*each) for each in dynamic_ranks(signed=signed).tolist())),
+    )
+    _KEPT.append(kept)
+    return ctypes.addressof(kept)

@@ -12,6 +12,7 @@ from ince.ops.reference.cross_entropy import (
     cross_entropy_input_grad,
     refuse_targets,
 )
+from ince.ops.reference.eight_bit import dequantize_8bit, quantize_8bit, refuse_not_finite
 from ince.ops.reference.four_bit import dequantize_4bit, quantize_4bit, refuse_non_finite
 from ince.ops.reference.gated import (
     gated_activation,
@@ -21,13 +22,22 @@ from ince.ops.reference.gated import (
 from ince.ops.reference.linear import gemv_4bit, linear_4bit, linear_4bit_input_grad
 from ince.ops.reference.norm import rms_norm, rms_norm_add_input_grad_, rms_norm_input_grad
 from ince.ops.reference.rotary import rope, rope_, rope_input_grad
+from ince.ops.reference.steps import (
+    adamw_8bit_step_,
+    adamw_step_,
+    lion_8bit_step_,
+    lion_step_,
+)
 
 __all__ = [
+    "adamw_8bit_step_",
+    "adamw_step_",
     "attention_tiles",
     "cross_entropy",
     "cross_entropy_grad_",
     "cross_entropy_input_grad",
     "dequantize_4bit",
+    "dequantize_8bit",
     "dequantize_absmax",
     "gated_activation",
     "gated_activation_backward_",
@@ -35,11 +45,15 @@ __all__ = [
     "gemv_4bit",
     "linear_4bit",
     "linear_4bit_input_grad",
+    "lion_8bit_step_",
+    "lion_step_",
     "packed_attention",
     "packed_attention_backward",
     "quantize_4bit",
+    "quantize_8bit",
     "quantize_absmax",
     "refuse_non_finite",
+    "refuse_not_finite",
     "refuse_targets",
     "rms_norm",
     "rms_norm_add_input_grad_",

@@ -13,11 +13,15 @@ work: that is said once in the log, and by `status`.
 
     norm, gated, rotary, cross_entropy    kernels of training, and what starts them
     training, training_proof              their registration, and what they must show
+
+    steps, launch_steps         optimizer steps and their state in 8 bits
+    optimizer, optimizer_proof  their registration, and what they must show
 """
 
+from ince.ops.triton import optimizer, training
 from ince.ops.triton.backend import status
-from ince.ops.triton.training import register
 
-register()
+training.register()
+optimizer.register()
 
 __all__ = ["status"]

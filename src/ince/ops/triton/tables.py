@@ -5,10 +5,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ince.ops.codes import code_of, dynamic_map
+from ince.ops.codes import code_of, dynamic_map, dynamic_ranks, dynamic_thresholds
 from ince.ops.reference.scale_search import factors
 
-__all__ = ["code_on", "factors_on", "map_midpoints_on", "map_on", "ranks_on"]
+__all__ = ["byte_map_on", "code_on", "factors_on", "map_midpoints_on", "map_on", "ranks_on"]
 
 
 @lru_cache(maxsize=64)
@@ -50,3 +50,19 @@ def map_midpoints_on(device: torch.device) -> Tensor:
     """(255,) float32: the midpoints of neighboring values of `map_on`."""
     code = dynamic_map()
     return (0.5 * (code[:-1] + code[1:])).to(device)
+
+
+@lru_cache(maxsize=16)
+def byte_map_on(signed: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """A dynamic map, and how numbers are looked up in it.
+
+    Returns:
+        values: (256,) float32.
+        thresholds: (256,) float32, the last infinite.
+        ranks: (2, places) uint8; see `ince.ops.codes.dynamic_ranks`.
+    """
+    thresholds = dynamic_thresholds(signed=signed)
+    thresholds = torch.cat([thresholds, thresholds.new_full((1,), torch.inf)])
+    parts = dynamic_map(signed=signed), thresholds, dynamic_ranks(signed=signed)
+    values, thresholds, ranks = (part.to(device) for part in parts)
+    return values, thresholds, ranks

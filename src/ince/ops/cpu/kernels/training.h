@@ -109,6 +109,52 @@ struct CrossEntropyArgs {
   float* losses;
 };
 
+constexpr int64_t kStateBlock = 256;  // numbers that share a scale
+
+// The upper sixteen bits of magnitudes up to 1, from 2⁻²⁴ on; what is smaller is at the first.
+constexpr int32_t kFirstPlace = (127 - 24) << 7;
+constexpr int32_t kNumPlaces = (127 << 7) - kFirstPlace + 1;
+
+// A dynamic map of 8 bits, and how numbers are looked up in it.
+struct ByteMap {
+  float values[256];      // ascending
+  float thresholds[256];  // a code is how many lie strictly below; the last is infinity
+  // Of numbers and of negative ones, by their upper bits: how many thresholds lie below all of
+  // them. Reads of four bytes may begin at the last.
+  uint8_t ranks[2][kNumPlaces];
+  uint8_t unused[4];
+};
+
+struct EightBitArgs {
+  void* values;
+  uint8_t* codes;
+  float* absmax;  // one a block
+  const ByteMap* map;
+  int64_t count;
+  int32_t dtype;  // of the values
+};
+
+enum StepRule : int32_t { kAdamW = 0, kAdamWMoments = 1, kAdamWParameter = 2, kLion = 3 };
+
+// Numbered and ordered as in ince.ops.cpu.steps.
+struct StepArgs {
+  void* parameter;
+  const void* gradient;
+  void* states[2];         // float32, or codes where there are scales
+  float* absmax[2];        // one a block; or null
+  const ByteMap* maps[2];
+  int64_t count;
+  int32_t dtype, gradient_dtype;
+  int32_t rule;
+  float decay;  // what is left of the parameter
+  float share;  // of the gradient in the first moment, or in Lion's direction
+  float beta;   // what is left of the second moment
+  float rest;   // of the squared gradient in the second moment, or of it in Lion's moment
+  float root;   // of the second moment's correction
+  float eps;
+  float size;   // how far, negative
+};
+
 struct Training {
   void (*norm)(const NormArgs& args, int64_t first, int64_t last);
   void (*norm_grad)(const NormGradArgs& args, int64_t first, int64_t last);
@@ -117,6 +163,11 @@ struct Training {
   void (*rotate)(const RotateArgs& args, int64_t first, int64_t last);
   void (*cross_entropy)(const CrossEntropyArgs& args, int64_t first, int64_t last);
   void (*cross_entropy_grad)(const CrossEntropyArgs& args, int64_t first, int64_t last);
+  // Numbers first … last-1; `first` begins a block.
+  void (*step)(const StepArgs& args, int64_t first, int64_t last);
+  // Blocks; false when one of them holds a number that is not finite.
+  bool (*quantize_8bit)(const EightBitArgs& args, int64_t first, int64_t last);
+  void (*dequantize_8bit)(const EightBitArgs& args, int64_t first, int64_t last);
 };
 
 }  // namespace ince

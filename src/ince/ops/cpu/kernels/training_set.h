@@ -6,12 +6,15 @@
 #include "gated.h"
 #include "norm.h"
 #include "rotary.h"
+#include "steps.h"
 
 namespace ince {
 namespace {
 
-const Training kTraining = {norm,   norm_grad,     gated,             gated_grad,
-                            rotate, cross_entropy, cross_entropy_grad};
+const Training kTraining = {norm,   norm_grad,     gated,
+                            gated_grad, rotate,    cross_entropy,
+                            cross_entropy_grad,    step,
+                            quantize_8bit,         dequantize_8bit};
 
 }  // namespace
 }  // namespace ince
