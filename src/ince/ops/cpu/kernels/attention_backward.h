@@ -98,6 +98,8 @@ class Backward {
 
   void arrange_keys() {
     for (int64_t key = piece_.first; key < piece_.last; ++key) {
+      expect_tile(args_, args_.k, piece_.batch, piece_.key_head, key + 1, args_.num_keys);
+      expect_tile(args_, args_.v, piece_.batch, piece_.key_head, key + 1, args_.num_keys);
       const int64_t at = (key - piece_.first) * tile_words_;
       float* rows = W::is_symmetric ? key_rows_ + at : rows_;
       read_tile<W>(args_, args_.k, piece_.batch, piece_.key_head, key, args_.num_keys, sizes_, rows);
@@ -114,6 +116,9 @@ class Backward {
   void arrange_queries(int64_t head) {
     const int64_t lse = (piece_.batch * args_.num_heads + head) * args_.num_queries;
     for (int64_t tile = low_; tile < high_; ++tile) {
+      expect_tile(args_, args_.q, piece_.batch, head, tile + 1, args_.num_queries);
+      expect_tile(args_, args_.out, piece_.batch, head, tile + 1, args_.num_queries);
+      expect_tile(args_, args_.grad_out, piece_.batch, head, tile + 1, args_.num_queries);
       const int64_t at = tile * tile_words_;
       read_tile<W>(args_, args_.q, piece_.batch, head, tile, args_.num_queries, sizes_, queries_ + at);
       read_tile<W>(args_, args_.grad_out, piece_.batch, head, tile, args_.num_queries, sizes_, grads_ + at);

@@ -5,6 +5,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "attention.h"
 #include "attention_rows.h"
 
@@ -41,30 +43,48 @@ struct Floats {
   static void put_along(const Vec (&)[step], float*) {}
 };
 
+// body(i) for the numbers below `count`, each a constant. Compilers keep an array in registers only
+// where they see constant indices early, and they unroll loops late.
+template <int count, typename Body>
+inline __attribute__((always_inline)) void unrolled(const Body& body) {
+  if constexpr (count > 0) {
+    unrolled<count - 1>(body);
+    body(std::integral_constant<int, count - 1>{});
+  }
+}
+
+#define INCE_UNROLLED(i) [&](auto i) __attribute__((always_inline))
+
 // c[i][j] (+)= Σ a[i * a_row + t * a_step] · b[t * b_step + j], for `rows` rows and `columns`
 // registers of columns, t over `words`.
 template <class V, class W, bool add, int rows, int columns>
 inline void block(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_step,
                   int64_t words, float* c, int64_t c_row) {
   using Vec = typename V::Vec;
-  Vec sums[rows][columns];
-  for (int i = 0; i < rows; ++i) {
-    for (int j = 0; j < columns; ++j) {
-      sums[i][j] = add ? V::load(c + i * c_row + j * V::lanes) : V::zero();
-    }
-  }
+  Vec sums[rows * columns];
+  unrolled<rows>(INCE_UNROLLED(i) {
+    unrolled<columns>(INCE_UNROLLED(j) {
+      sums[i * columns + j] = add ? V::load(c + i * c_row + j * V::lanes) : V::zero();
+    });
+  });
   for (int64_t t = 0; t < words; ++t) {
     Vec right[columns];
-    for (int j = 0; j < columns; ++j) right[j] = V::load(b + t * b_step + j * V::lanes);
-    for (int i = 0; i < rows; ++i) {
+    unrolled<columns>(INCE_UNROLLED(j) { right[j] = V::load(b + t * b_step + j * V::lanes); });
+    unrolled<rows>(INCE_UNROLLED(i) {
       const Vec left = V::broadcast(a + i * a_row + t * a_step);
-      for (int j = 0; j < columns; ++j) sums[i][j] = W::dot(sums[i][j], left, right[j]);
-    }
+      unrolled<columns>(INCE_UNROLLED(j) {
+        sums[i * columns + j] = W::dot(sums[i * columns + j], left, right[j]);
+      });
+    });
   }
-  for (int i = 0; i < rows; ++i) {
-    for (int j = 0; j < columns; ++j) V::store(c + i * c_row + j * V::lanes, sums[i][j]);
-  }
+  unrolled<rows>(INCE_UNROLLED(i) {
+    unrolled<columns>(INCE_UNROLLED(j) {
+      V::store(c + i * c_row + j * V::lanes, sums[i * columns + j]);
+    });
+  });
 }
+
+#undef INCE_UNROLLED
 
 // A product of sixteen columns; `num_rows` is a multiple of sixteen.
 template <class V, class W>
