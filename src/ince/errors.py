@@ -12,6 +12,7 @@
     ├── CorruptFileError       exit 1  bytes on disk are not what was written
     ├── DiskFullError          exit 1  no space left; nothing half-written stays behind
     ├── TrainingError          exit 1  a run cannot go on
+    ├── OutOfMemoryError       exit 1  not even one row fits into memory
     ├── ProofError             exit 3  a proof or check did not hold
     └── InterruptedRunError    exit 130  stopped by Ctrl-C after saving
 
@@ -32,6 +33,7 @@ __all__ = [
     "InputError",
     "InterruptedRunError",
     "ModelReferenceError",
+    "OutOfMemoryError",
     "OutputError",
     "Problem",
     "ProofError",
@@ -202,6 +204,10 @@ class DiskFullError(InceError):
 
 class TrainingError(InceError):
     """A training run cannot go on."""
+
+
+class OutOfMemoryError(InceError):
+    """Not even one row, of an evaluation or of answers, fits into memory."""
 
 
 class ProofError(InceError):

@@ -21,6 +21,7 @@ from ince.errors import CorruptFileError, DiskFullError, InputError, OutputError
 
 __all__ = [
     "read_json",
+    "remove_folder",
     "remove_leftovers",
     "replace_file",
     "replace_folder",
@@ -226,6 +227,17 @@ def replace_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         _sync_folder(target.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove `folder` under a name of its own, so that half of it is never taken for all of it.
+
+    What is left when this is killed, or refused, `remove_leftovers` clears.
+    """
+    aside = _beside(folder, "tmp")
+    with contextlib.suppress(OSError):
+        folder.replace(aside)
+        shutil.rmtree(aside)
 
 
 def remove_leftovers(folder: Path) -> None:

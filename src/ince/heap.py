@@ -1,4 +1,4 @@
-"""The memory of this process: what it holds, the most it held, and giving back what was freed.
+"""The memory of this process: what it holds, the most it held, giving back, and being refused.
 
 glibc keeps what a program frees. With activations of many sizes coming and going it finds
 no room among the leftovers and asks for more, so that a run of constant need grows: the demo
@@ -24,6 +24,7 @@ __all__ = [
     "forget_peak",
     "give_back",
     "held_bytes",
+    "is_out_of_memory",
     "most_held_bytes",
     "peak_within",
 ]
@@ -35,6 +36,10 @@ _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 
 _SECONDS_BETWEEN_SAMPLES = 0.002
+
+# How allocators that raise a plain RuntimeError say it.
+_WORDS = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
+_LIBRARY_WORDS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 # A peak that was reset is remembered here, for who asks about the whole life of the process.
 _most_before = 0
@@ -57,6 +62,17 @@ def give_back() -> None:
     trim = _trim()
     if trim is not None:
         trim(0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was refused, a device's memory among others."""
+    if isinstance(error, MemoryError):
+        return True
+    if not isinstance(error, RuntimeError):  # torch's own is one
+        return False
+    said = str(error)
+    lower: Callable[[str], bool] = said.lower().__contains__
+    return any(map(lower, _WORDS)) or any(word in said for word in _LIBRARY_WORDS)
 
 
 def held_bytes() -> int:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ince.files import remove_leftovers, write_text
+from ince.files import remove_folder, remove_leftovers, write_text
 
 
 def names(folder):
@@ -84,3 +84,19 @@ with replace_folder(Path({str(target)!r})) as temporary:
     remove_leftovers(tmp_path)
     assert names(tmp_path) == ["target"]
     assert (target / "x").read_text() == "old"
+
+
+def test_a_folder_whose_removal_is_killed_is_not_taken_for_whole(tmp_path, monkeypatch):
+    write_text(tmp_path / "step" / "x", "old")
+
+    def killed(_path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ince.files.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove_folder(tmp_path / "step")
+    monkeypatch.undo()
+    assert "step" not in names(tmp_path)
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == []
+    remove_folder(tmp_path / "nowhere")

@@ -5,6 +5,7 @@ as segments (`ince.data.prefixes`). Padding is segment 0; it is never recognized
 since for many models the padding token is the stop token, which has to be learnt.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,6 +54,27 @@ class Batch:
             sees=self.sees.to(device),
             document_ids=self.document_ids.to(device),
             labels=self.labels.to(device),
+        )
+
+    def of_rows(self, rows: Sequence[int]) -> "Batch":
+        """Neighboring rows of the batch as one of their own; itself where `rows` are all."""
+        if len(rows) == len(self.input_ids):
+            return self
+        kept = slice(rows[0], rows[-1] + 1)
+        documents_BL = self.document_ids
+        before = int(documents_BL[: rows[0]].max()) if rows[0] else 0
+        last = int(documents_BL[kept].max())
+        labels, segment_ids = self.labels[kept], self.segment_ids[kept]
+        return Batch(
+            input_ids=self.input_ids[kept],
+            position_ids=self.position_ids[kept],
+            segment_ids=segment_ids,
+            sees=self.sees[kept],
+            document_ids=(documents_BL[kept] - before).clamp(min=0),
+            labels=labels,
+            num_tokens=int((segment_ids != 0).sum()),
+            num_targets=int((labels != IGNORED).sum()),
+            sources=self.sources[before:last],
         )
 
 

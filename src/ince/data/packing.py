@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from ince.data.example import Example
-from ince.data.prefixes import PrefixTree, Segment, num_shareable, segments_of
+from ince.data.prefixes import Segment, agreements, segments_of
 from ince.errors import DataError
 
 __all__ = ["PackingFacts", "Row", "pack_rows", "single_rows"]
@@ -80,23 +82,6 @@ class PackingFacts:
         return text
 
 
-class _OpenRow:
-    """A row that still takes examples."""
-
-    def __init__(self, max_length: int) -> None:
-        self.members: list[int] = []
-        self.room = max_length
-        self._tree = PrefixTree()
-
-    def cost(self, example: Example, limit: int) -> int:
-        return example.num_tokens - self._tree.num_shared(example, limit)
-
-    def take(self, place: int, example: Example, limit: int) -> None:
-        self.members.append(place)
-        self.room -= self.cost(example, limit)
-        self._tree.add(example, limit)
-
-
 def pack_rows(examples: Sequence[Example], order: Sequence[int], max_length: int) -> list[Row]:
     """The examples of `order`, each whole in one row of at most `max_length` tokens.
 
@@ -125,19 +110,28 @@ def pack_rows(examples: Sequence[Example], order: Sequence[int], max_length: int
 
 
 def _pack_window(window: Sequence[Example], max_length: int) -> list[Row]:
-    limits = [num_shareable(example) for example in window]
-    rows: list[_OpenRow] = []
-    for place, (example, limit) in enumerate(zip(window, limits, strict=True)):
-        least, chosen = max_length + 1, None
-        for row in rows:
-            left = row.room - row.cost(example, limit)
-            if 0 <= left < least:
-                least, chosen = left, row
-        if chosen is None:
-            chosen = _OpenRow(max_length)
-            rows.append(chosen)
-        chosen.take(place, example, limit)
-    return [Row(tuple(window[i] for i in row.members)) for row in rows]
+    shared = agreements(window)
+    num = len(window)
+    # Of each row: its room, and what each example would find in it.
+    room = np.full(num, max_length)
+    found = np.zeros((num, num), dtype=np.int32)
+    members: list[list[int]] = []
+    for place, example in enumerate(window):
+        left = room[: len(members)] + found[: len(members), place] - example.num_tokens
+        fitting = np.flatnonzero(left >= 0)
+        if len(fitting):
+            chosen = int(fitting[left[fitting].argmin()])  # the first of those with the least
+        else:
+            chosen = len(members)
+            members.append([])
+        room[chosen] += found[chosen, place] - example.num_tokens
+        np.maximum(found[chosen], shared[place], out=found[chosen])
+        members[chosen].append(place)
+    rows = [Row(tuple(window[place] for place in row)) for row in members]
+    for row, left_over in zip(rows, room.tolist(), strict=False):
+        # Known here; found anew it would need the segments of every row of an epoch.
+        vars(row)["num_tokens"] = max_length - left_over
+    return rows
 
 
 def single_rows(examples: Sequence[Example], order: Sequence[int]) -> list[Row]:

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ince.data import IGNORED, Batch, attention_mask
 from ince.errors import DataError
-from ince.infer import evaluating
+from ince.infer import Parts, evaluating
 from ince.models import attention_argument, logits_only_at
 
 __all__ = ["DocumentLoss", "LossResult", "heldout_loss", "target_losses"]
@@ -64,6 +64,7 @@ def heldout_loss(
     batches: Iterable[Batch],
     *,
     progress: Callable[[int], None] | None = None,
+    parts: Parts | None = None,
 ) -> LossResult:
     """Mean cross entropy of the batches' targets.
 
@@ -73,17 +74,24 @@ def heldout_loss(
         model: a causal language model; its mode and gradients stay as they were.
         batches: on any device; moved to the model's.
         progress: told the number of batches done.
+        parts: how many rows a forward has where memory is short.
 
     Raises:
         DataError: there is no target in any batch.
+        OutOfMemoryError: one row at a time does not fit into memory.
     """
     device = next(model.parameters()).device
     documents: list[DocumentLoss] = []
     num_tokens = 0
+    parts = Parts(what="the held-out loss") if parts is None else parts
     with evaluating(model):
         for done, batch in enumerate(batches, start=1):
-            placed = batch.to(device)
-            documents += _document_losses(model, placed)
+            # In parts only where that is needed: a batch that fits is taken as it is.
+            for found in parts.of(
+                range(len(batch.input_ids)),
+                lambda rows, batch=batch: _document_losses(model, batch.of_rows(rows).to(device)),
+            ):
+                documents += found
             num_tokens += batch.num_tokens
             if progress is not None:
                 progress(done)

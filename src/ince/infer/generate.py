@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ince.errors import InputError
 from ince.infer.decode import check_room, decode
 from ince.infer.mode import evaluating
+from ince.infer.parts import Parts
 from ince.infer.prompt import Turn, encode_prompt, stop_tokens
 from ince.infer.sampling import Sampling
 
@@ -42,6 +43,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    parts: Parts | None = None,
 ) -> list[Generation]:
     """Let the model answer each conversation, in the order given.
 
@@ -58,9 +60,11 @@ def generate(
         top_p: draw from the likeliest tokens that reach this probability together.
         seed: with the place of a conversation in the list it fixes what is drawn.
         progress: told ``(answers done, answers in all)``.
+        parts: how many conversations are decoded together where memory is short.
 
     Raises:
         InputError: an argument out of range, or a prompt longer than the model's context.
+        OutOfMemoryError: one conversation at a time does not fit into memory.
         TemplateError: the chat template cannot render a conversation.
     """
     if max_new_tokens < 1 or batch_size < 1:
@@ -74,33 +78,41 @@ def generate(
     rooms = [check_room(model, len(prompt), max_new_tokens) for prompt in prompts]
     stops = stop_tokens(model, tokenizer)
     pad_id = tokenizer.pad_token_id
-    answers: list[list[int]] = [[] for _ in prompts]
     # Longest first: the largest batch comes when memory is freshest, and fails early if at all.
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    num_done = 0
+    answers: list[list[int]] = []  # of as many of `order` as are done
 
-    def ended(num_rows: int) -> None:
-        nonlocal num_done
-        num_done += num_rows
-        if progress is not None:
-            progress(num_done, len(prompts))
+    def answer(batch: Sequence[int]) -> list[list[int]]:
+        given: list[list[int]] = [[] for _ in batch]
+        num_done = len(answers)
 
+        def ended(num_rows: int) -> None:
+            nonlocal num_done
+            num_done += num_rows
+            if progress is not None:
+                progress(num_done, len(prompts))
+
+        for new in decode(
+            model,
+            [prompts[i] for i in batch],
+            rows=batch,
+            stops=stops,
+            pad_id=pad_id if isinstance(pad_id, int) else 0,
+            limits=[rooms[i] for i in batch],
+            sampling=sampling,
+            ended=ended,
+        ):
+            for b, token in new:
+                given[b].append(token)
+        return given
+
+    parts = Parts(what="writing answers") if parts is None else parts
     with evaluating(model, expand=True):
         for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            for new in decode(
-                model,
-                [prompts[i] for i in batch],
-                rows=batch,
-                stops=stops,
-                pad_id=pad_id if isinstance(pad_id, int) else 0,
-                limits=[rooms[i] for i in batch],
-                sampling=sampling,
-                ended=ended,
-            ):
-                for b, token in new:
-                    answers[batch[b]].append(token)
-    return [_finish(tokenizer, answer, stops) for answer in answers]
+            for given in parts.of(order[start : start + batch_size], answer):
+                answers += given
+    by_place = dict(zip(order, answers, strict=True))
+    return [_finish(tokenizer, by_place[i], stops) for i in range(len(prompts))]
 
 
 def _finish(

@@ -20,7 +20,7 @@ from ince.data import Batch, DataConfig, Split, collate, load_split, pack_rows, 
 from ince.errors import OutputError
 from ince.evaluate import heldout_loss
 from ince.files import write_text
-from ince.infer import generate
+from ince.infer import Parts, generate
 from ince.models import ResolvedModel, load_model, packed_row_attention, resolve
 from ince.quant import expanded, packed_modules
 from ince.recipe.plan import note_truth, plan_run
@@ -295,9 +295,11 @@ class Session:
         config = self.recipe.train
         batches = self.eval_batches()
         self.model.eval()
+        loss_parts = Parts(what="the held-out loss", say=self.progress.say)
+        sample_parts = Parts(what="writing samples", say=self.progress.say)
 
         def evaluate() -> float:
-            return heldout_loss(self.tuned.plain, batches).loss
+            return heldout_loss(self.tuned.plain, batches, parts=loss_parts).loss
 
         def sample() -> list[dict[str, str]]:
             asked = list(questions[:3])
@@ -306,6 +308,7 @@ class Session:
                 self.tokenizer,
                 [question.turns for question in asked],
                 max_new_tokens=self.recipe.evaluate.max_new_tokens,
+                parts=sample_parts,
             )
             return [
                 {"prompt": q.prompt, "expected": q.gold, "output": answer.text.strip()}

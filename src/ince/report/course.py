@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ince.report.curves import Chart, draw_chart
+from ince.report.curves import Chart, Mark, draw_chart
+from ince.report.events import SKIPPED, SPIKE
 from ince.report.facts import evenly, in_bytes, in_percent, in_seconds
 from ince.report.loose import mapping, number, sequence, text
 from ince.report.run_files import Curve, RunFiles
@@ -53,6 +54,13 @@ def _plain(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
+def _marks(run: RunFiles) -> list[Mark]:
+    spikes = [(e.step, e.value) for e in run.events if e.kind == SPIKE and e.value is not None]
+    skipped = [(e.step, None) for e in run.events if e.kind == SKIPPED]
+    marks = [Mark("spike", spikes, "spike"), Mark("skipped", skipped, "skipped step")]
+    return [mark for mark in marks if mark.places]
+
+
 def charts(run: RunFiles) -> list[Chart]:
     """A chart of each quantity that was logged; the loss first and widest."""
     steps = _steps(run)
@@ -74,6 +82,7 @@ def charts(run: RunFiles) -> list[Chart]:
             figure=", ".join(part for part in (last and f"last {last}", last_held) if part),
             evaluations=held_out,
             smooth=True,
+            marks=_marks(run),
             wide=True,
         ),
         draw_chart(

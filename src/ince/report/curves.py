@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 
 from ince.report.run_files import Curve
 
-__all__ = ["Chart", "Line", "Tick", "draw_chart", "nice_ticks", "smoothed", "thinned"]
+__all__ = ["Chart", "Line", "Mark", "Tick", "draw_chart", "nice_ticks", "smoothed", "thinned"]
 
 _BOX = 1000.0
 _MAX_BUCKETS = 240
+_MAX_MARKS = 200
 
 Points = list[tuple[float, float]]
 
@@ -27,6 +28,30 @@ class Line:
     path: str
     dots: Sequence[tuple[str, str]] = ()
     label: str = ""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Steps to point at.
+
+    Attributes:
+        style: a CSS class.
+        places: (step, value); without a value the step is marked on the axis.
+        label: what one of them is.
+    """
+
+    style: str
+    places: Sequence[tuple[float, float | None]]
+    label: str
+
+
+@dataclass(frozen=True)
+class DrawnMark:
+    """A `Mark` in percent of the box; `y` is None on the axis."""
+
+    style: str
+    places: Sequence[tuple[str, str | None]]
+    label: str
 
 
 @dataclass(frozen=True)
@@ -53,6 +78,7 @@ class Chart:
     note: str = ""
     wide: bool = False
     legend: Sequence[Line] = field(default_factory=tuple)
+    marks: Sequence[DrawnMark] = ()
 
 
 def thinned(curve: Curve, num_buckets: int = _MAX_BUCKETS) -> Points:
@@ -150,6 +176,18 @@ class _Frame:
     def dots(self, points: Points) -> list[tuple[str, str]]:
         return [(_percent(self.x(s)), _percent(self.y(v))) for s, v in points if v <= self.top]
 
+    def mark(self, mark: Mark) -> DrawnMark:
+        # What lies above the drawing is marked at its upper edge.
+        places = [
+            (
+                _percent(self.x(step)),
+                None if value is None else _percent(min(1.0, max(0.0, self.y(value)))),
+            )
+            for step, value in mark.places[:_MAX_MARKS]
+            if self.left <= step <= self.right
+        ]
+        return DrawnMark(mark.style, places, mark.label)
+
 
 def _step_ticks(frame: _Frame) -> list[Tick]:
     ticks: list[Tick] = []
@@ -175,6 +213,7 @@ def draw_chart(
     smooth: bool = False,
     from_zero: bool = False,
     mark_peak: bool = False,
+    marks: Sequence[Mark] = (),
     wide: bool = False,
 ) -> Chart | None:
     """Draw one quantity over the steps of the run, or nothing when it was not logged.
@@ -189,6 +228,7 @@ def draw_chart(
         smooth: draw a moving mean over the curve, which itself becomes faint.
         from_zero: begin the axis at zero even when the values stay far from it.
         mark_peak: draw a level at the greatest value.
+        marks: steps to point at.
     """
     held_out = evaluations if evaluations is not None else Curve()
     if not len(curve) and not len(held_out):
@@ -216,6 +256,8 @@ def draw_chart(
     if len(held_out):
         ends = show(held_out.values[0]), show(held_out.values[-1])
         described += " Held-out: first {}, last {}.".format(*ends)
+    for mark in marks:
+        described += f" {mark.label}: {len(mark.places):,}."
     label = show_tick or show
     greatest = max(values)
     return Chart(
@@ -232,5 +274,6 @@ def draw_chart(
         levels=[_percent(frame.y(greatest))] if mark_peak else [],
         note=f"{num_above:,} far above the drawing, up to {show(greatest)}" if num_above else "",
         wide=wide,
-        legend=lines if wide and len(lines) > 1 else [],
+        legend=lines if wide and len(lines) + len(marks) > 1 else [],
+        marks=[frame.mark(mark) for mark in marks],
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ince.files import write_text
 from ince.report.course import charts, curve_numbers, segments
+from ince.report.events import event_table
 from ince.report.facts import in_time
 from ince.report.loose import mapping, shown, text
 from ince.report.origin import (
@@ -63,6 +64,7 @@ def render_report(run_dir: Path) -> str:
         english=score_groups([s for s in scores if s.group.casefold() == ENGLISH]),
         charts=charts(run),
         numbers=curve_numbers(run),
+        events=event_table(run.events, run.num_more_events),
         segments=segments(record),
         samples=sample_views(run.samples),
         num_samples=len(run.samples),

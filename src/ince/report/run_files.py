@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ince.errors import CorruptFileError, InputError
 from ince.files import read_json
+from ince.report.events import Event, event_of
 from ince.report.loose import boolean, mapping, number, sequence, shown_value, text
 
 __all__ = ["Answer", "Curve", "RunFiles", "Sample", "read_run_files"]
@@ -23,6 +24,7 @@ _CURVES = ("loss", "eval_loss", "lr", "grad_norm", "tokens_per_second", "peak_by
 # A line of a log is some hundred bytes; one of many megabytes is damage, not data.
 _MAX_LINE_BYTES = 16 * 2**20
 _MAX_ANSWERS = 200
+_MAX_EVENTS = 2_000
 # Beyond this a value is as good as infinite, and differences of values might be.
 _MAX_DRAWN = 1e100
 _NOT_WRITTEN = "not written"
@@ -82,7 +84,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What was found in a run folder. `notes` says what was missing or damaged."""
+    """What was found in a run folder.
+
+    `events` are the first ones, `num_more_events` those beyond; `notes` says what was missing
+    or damaged.
+    """
 
     folder: Path
     record: Mapping[str, object]
@@ -91,6 +97,18 @@ class RunFiles:
     answers: Sequence[Answer]
     samples: Sequence[Sample]
     notes: Sequence[str]
+    events: Sequence[Event] = ()
+    num_more_events: int = 0
+
+
+@dataclass
+class _Log:
+    """What a log holds."""
+
+    curves: dict[str, Curve]
+    answers: list[Answer] = field(default_factory=list[Answer])
+    events: list[Event] = field(default_factory=list[Event])
+    num_more_events: int = 0
 
 
 def _objects(path: Path, notes: list[str]) -> Iterator[Mapping[str, object]]:
@@ -141,20 +159,24 @@ def _object(path: Path, notes: list[str]) -> Mapping[str, object]:
     return {}
 
 
-def _read_log(path: Path, notes: list[str]) -> tuple[dict[str, Curve], list[Answer]]:
-    curves = {name: Curve() for name in _CURVES}
-    answers: list[Answer] = []
+def _read_log(path: Path, notes: list[str]) -> _Log:
+    log = _Log({name: Curve() for name in _CURVES})
     for line in _objects(path, notes):
         step = number(line.get("step"))
         if step is None or abs(step) > _MAX_DRAWN:
             continue
         for name in _CURVES:
             if name in line:
-                curves[name].add(step, line[name])
+                log.curves[name].add(step, line[name])
+        if (event := event_of(step, line)) is not None:
+            if len(log.events) < _MAX_EVENTS:
+                log.events.append(event)
+            else:
+                log.num_more_events += 1
         for item in sequence(line.get("samples")):
-            if len(answers) < _MAX_ANSWERS:
+            if len(log.answers) < _MAX_ANSWERS:
                 answer = mapping(item)
-                answers.append(
+                log.answers.append(
                     Answer(
                         step,
                         *(
@@ -163,7 +185,8 @@ def _read_log(path: Path, notes: list[str]) -> tuple[dict[str, Curve], list[Answ
                         ),
                     )
                 )
-    return {name: curve.in_order() for name, curve in curves.items()}, answers
+    log.curves = {name: curve.in_order() for name, curve in log.curves.items()}
+    return log
 
 
 def _read_samples(path: Path, notes: list[str]) -> list[Sample]:
@@ -205,9 +228,9 @@ def read_run_files(folder: Path) -> RunFiles:
     recorded = mapping(record.get("evaluation"))
     # The record repeats eval.json, so a missing eval.json loses nothing then.
     evaluation = _object(folder / "eval.json", [] if recorded else notes) or recorded
-    curves, answers = _read_log(folder / "log.jsonl", notes)
+    log = _read_log(folder / "log.jsonl", notes)
     samples = _read_samples(folder / "samples.jsonl", notes)
-    for name, curve in curves.items():
+    for name, curve in log.curves.items():
         if curve.num_not_finite:
             notes.append(
                 f"log.jsonl: {curve.num_not_finite:,} values of {name} are not finite numbers "
@@ -217,8 +240,10 @@ def read_run_files(folder: Path) -> RunFiles:
         folder=folder,
         record=record,
         evaluation=evaluation,
-        curves=curves,
-        answers=answers,
+        curves=log.curves,
+        answers=log.answers,
         samples=samples,
         notes=notes,
+        events=log.events,
+        num_more_events=log.num_more_events,
     )

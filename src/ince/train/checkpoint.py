@@ -14,7 +14,6 @@ one before it, with a line that says so; what a killed writer left half-written 
 """
 
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,14 @@ from pathlib import Path
 from torch import Tensor
 
 from ince.errors import CorruptFileError, InceError
-from ince.files import read_json, remove_leftovers, replace_folder, sha256_file, write_json
+from ince.files import (
+    read_json,
+    remove_folder,
+    remove_leftovers,
+    replace_folder,
+    sha256_file,
+    write_json,
+)
 from ince.optim import StateTensor
 from ince.train.state import TrainState
 from ince.train.stored_tensors import StoredTensors, write_group
@@ -174,21 +180,42 @@ def read_checkpoint(run_dir: Path, step: int) -> Checkpoint:
     return _read(_folder_of(run_dir, step))
 
 
-def remove_old(run_dir: Path, *, keep: int, keep_best: bool) -> None:
-    """Remove all but the newest `keep` checkpoints; the newest must have been verified.
+def remove_old(run_dir: Path, *, keep: int, keep_best: bool, whole: set[Path]) -> None:
+    """Remove all but the newest `keep` checkpoints that are whole; damaged ones go too.
 
-    `save_checkpoint` verifies what it writes, so that after it the last good one stays.
+    One that is damaged does not count: with it, a good one would go too early. Each is
+    verified once in a sitting.
 
-    With `keep_best`, those that one of them names as the best stay too: a run may have to go
-    on from any of them.
+    Args:
+        run_dir: of the run.
+        keep: how many, at least 1. Where fewer are whole, nothing is removed that is.
+        keep_best: those that one of them names as the best stay too: a run may have to go on
+            from any of them.
+        whole: known to be so, such as those just saved; gets what is found to be.
     """
+    kept: set[Path] = set()
     folders = _folders(run_dir)
-    kept = set(folders[:keep])
+    for folder in folders:
+        if len(kept) < keep and _is_whole(folder, whole):
+            kept.add(folder)
+    if not kept:
+        return
     if keep_best:
         kept |= {_folder_of(run_dir, step) for step in map(_best_step, kept) if step is not None}
     for folder in folders:
         if folder not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
+            whole.discard(folder)
+            remove_folder(folder)
+
+
+def _is_whole(folder: Path, whole: set[Path]) -> bool:
+    if folder not in whole:
+        try:
+            _verify(folder)
+        except (InceError, OSError):
+            return False
+        whole.add(folder)
+    return True
 
 
 def _best_step(folder: Path) -> int | None:

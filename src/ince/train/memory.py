@@ -7,7 +7,7 @@ and what is measured is the resident set (`ince.heap`).
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -15,12 +15,9 @@ import torch
 from torch import nn
 
 from ince.heap import PeakBytes, give_back, held_bytes, peak_within
+from ince.heap import is_out_of_memory as _is_out_of_memory
 
 __all__ = ["DeviceMemory", "OverLimitError", "is_out_of_memory", "memory_of"]
-
-# How allocators that raise a plain RuntimeError say it.
-_WORDS = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
-_LIBRARY_WORDS = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 class OverLimitError(Exception):
@@ -144,10 +141,4 @@ def memory_of(device: torch.device, budget_bytes: int | None) -> DeviceMemory:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was refused, whoever refused it."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError | OverLimitError):
-        return True
-    if not isinstance(error, RuntimeError):
-        return False
-    said = str(error)
-    lower: Callable[[str], bool] = said.lower().__contains__
-    return any(map(lower, _WORDS)) or any(word in said for word in _LIBRARY_WORDS)
+    return isinstance(error, OverLimitError) or _is_out_of_memory(error)

@@ -33,6 +33,7 @@ _WHAT_HELPS = (
     "lower data.max_length or lora.r, hold the base in 4 bits (model.quantize: nf4), "
     "or raise train.memory"
 )
+_KEEP_LESS = "set train.activations: recompute, "
 
 
 class MemoryGuard:
@@ -138,7 +139,7 @@ class MemoryGuard:
             expected=None
             if limit is None
             else f"at most {format_bytes(limit)} ({self._memory.limit_name})",
-            do=_WHAT_HELPS,
+            do=self._what_helps(),
         )
 
     def _say_probe(self) -> None:
@@ -235,8 +236,12 @@ class MemoryGuard:
             f"out of memory at step {self._run.state.step + 1}, with one row in a forward",
             where=f"a row of {longest.num_tokens:,} tokens ({longest.examples[0].source})",
             got=said,
-            do=f"free memory and run the same command again, or {_WHAT_HELPS}",
+            do=f"free memory and run the same command again, or {self._what_helps()}",
         )
+
+    def _what_helps(self) -> str:
+        keeps = self._run.config.activations == "keep"
+        return _KEEP_LESS + _WHAT_HELPS if keeps else _WHAT_HELPS
 
     # ------------------------------------------------------------------------------ what is kept
 

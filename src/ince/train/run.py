@@ -119,6 +119,7 @@ class TrainRun:
         self.state = TrainState(recipe_digest, micro_batch_tokens=config.micro_batch_tokens)
         self.saved_step: int | None = None
         """Step of the newest checkpoint, None while there is none."""
+        self._whole_checkpoints: set[Path] = set()
 
     # ------------------------------------------------------------------------------ where it is
 
@@ -320,6 +321,7 @@ class TrainRun:
             load_optimizer_state(self.optimizer, self.parameters, checkpoint.tensors["optimizer"])
         self.state = checkpoint.state
         self.saved_step = self.state.step
+        self._whole_checkpoints.add(checkpoint.folder)
 
     @property
     def _group(self) -> str:
@@ -352,8 +354,12 @@ class TrainRun:
             state=self.state,
         )
         self.saved_step = self.state.step
+        self._whole_checkpoints.add(folder)
         remove_old(
-            self.run_dir, keep=self.config.keep_checkpoints, keep_best=self.config.keeps_best
+            self.run_dir,
+            keep=self.config.keep_checkpoints,
+            keep_best=self.config.keeps_best,
+            whole=self._whole_checkpoints,
         )
         return folder
 

@@ -128,3 +128,21 @@ def test_a_batch_moves_whole():
 def test_nothing_cannot_be_collated(rows):
     with pytest.raises(ValueError, match="at least one row"):
         collate(rows, 0)
+
+
+@given(rows=row_lists, data=st.data())
+def test_some_rows_of_a_batch_are_a_batch(rows, data):
+    first = data.draw(st.integers(0, len(rows) - 1))
+    last = data.draw(st.integers(first + 1, len(rows)))
+    batch = collate(rows, 0)
+    part = batch.of_rows(range(first, last))
+    alone = collate(rows[first:last], 0)
+    length = alone.input_ids.shape[1]
+    for name in ("input_ids", "position_ids", "segment_ids", "document_ids", "labels"):
+        ours, theirs = getattr(part, name), getattr(alone, name)
+        assert torch.equal(ours[:, :length], theirs)
+    num_segments = alone.sees.shape[1]
+    assert torch.equal(part.sees[:, :num_segments, :num_segments], alone.sees)
+    assert (part.num_tokens, part.num_targets) == (alone.num_tokens, alone.num_targets)
+    assert part.sources == alone.sources
+    assert batch.of_rows(range(len(rows))) is batch

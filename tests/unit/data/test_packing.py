@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from ince.data.example import Example
 from ince.data.order import epoch_order
 from ince.data.packing import PackingFacts, Row, pack_rows, single_rows
+from ince.data.prefixes import num_shareable
 from ince.errors import DataError
 
 MAX_LENGTH = 16
@@ -47,6 +48,56 @@ def test_packing_loses_no_token_and_no_row_is_too_long(drawn, seed):
         assert 0 < row.num_tokens <= MAX_LENGTH
         for index, example in enumerate(row.examples):
             assert tokens_of(row, index) == example.input_ids
+
+
+class TokenTree:
+    """A row under construction, token by token: what `pack_rows` says in tables."""
+
+    def __init__(self):
+        self.members, self.room, self.root = [], MAX_LENGTH, {}
+
+    def cost(self, example):
+        node = self.root
+        for place in range(num_shareable(example)):
+            node = node.get(example.input_ids[place])
+            if node is None:
+                return example.num_tokens - place
+        return example.num_tokens - num_shareable(example)
+
+    def take(self, example):
+        self.room -= self.cost(example)
+        self.members.append(example)
+        node = self.root
+        for token in example.input_ids[: num_shareable(example)]:
+            node = node.setdefault(token, {})
+
+
+def packed_token_by_token(drawn, order, window):
+    packed = []
+    for start in range(0, len(order), window):
+        rows = []
+        for example in (drawn[i] for i in order[start : start + window]):
+            left = [row.room - row.cost(example) for row in rows]
+            fitting = [i for i, room in enumerate(left) if room >= 0]
+            if not fitting:
+                rows.append(TokenTree())
+                fitting, left = [len(rows) - 1], [*left, 0]
+            rows[min(fitting, key=left.__getitem__)].take(example)
+        packed += rows
+    return packed
+
+
+@given(drawn=st.lists(examples(), max_size=40), seed=st.integers(0, 5))
+def test_rows_are_those_that_a_tree_of_tokens_gives(drawn, seed):
+    order = epoch_order(len(drawn), seed, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ince.data.packing._WINDOW", 16)
+        rows = pack_rows(drawn, order, MAX_LENGTH)
+    expected = packed_token_by_token(drawn, order, 16)
+    assert [row.examples for row in rows] == [tuple(row.members) for row in expected]
+    assert [row.num_tokens for row in rows] == [MAX_LENGTH - row.room for row in expected]
+    # What was known from packing is what the segments say.
+    assert [Row(row.examples).num_tokens for row in rows] == [row.num_tokens for row in rows]
 
 
 @given(drawn=st.lists(examples(), min_size=1, max_size=12))

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ince.data.example import Example
-from ince.data.prefixes import PrefixTree, num_shareable, segments_of
+from ince.data.prefixes import agreements, num_shareable, segments_of
 
 
 @st.composite
@@ -51,13 +51,15 @@ def test_targets_and_what_predicts_them_are_never_shared(row):
 
 
 @given(rows_of)
-def test_the_tree_knows_what_a_row_costs(row):
-    tree, num_tokens = PrefixTree(), 0
-    for example in row:
-        limit = num_shareable(example)
-        num_tokens += example.num_tokens - tree.num_shared(example, limit)
-        tree.add(example, limit)
-    assert num_tokens == sum(s.last - s.first for s in segments_of(row))
+def test_agreements_are_the_tokens_that_two_may_share(row):
+    found = agreements(row)
+    assert found.shape == (len(row), len(row))
+    for i, one in enumerate(row):
+        for j, other in enumerate(row):
+            limit = min(num_shareable(one), num_shareable(other))
+            pairs = list(zip(one.input_ids[:limit], other.input_ids[:limit], strict=True))
+            agreed = next((at for at, (a, b) in enumerate(pairs) if a != b), limit)
+            assert found[i, j] == agreed
 
 
 def test_a_beginning_in_two_levels():

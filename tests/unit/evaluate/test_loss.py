@@ -150,3 +150,25 @@ def test_progress(model) -> None:
     told: list[int] = []
     heldout_loss(model, [collate(examples(2), 0)] * 3, progress=told.append)
     assert told == [1, 2, 3]
+
+
+def test_a_batch_in_parts_has_the_same_losses_in_the_same_order(model):
+    made = examples(14)
+    batch = collate(pack_rows(made, range(14), 40), 0)
+    whole = heldout_loss(model, [batch])
+    rows_seen = []
+
+    def scarce(_model, _arguments, named):
+        rows_seen.append(len(named["input_ids"]))
+        if rows_seen[-1] > 1:
+            raise MemoryError
+
+    with_limit = model.register_forward_pre_hook(scarce, with_kwargs=True)
+    found = heldout_loss(model, [batch])
+    with_limit.remove()
+    assert rows_seen.count(1) == len(batch.input_ids) > 2
+    assert [d.source for d in found.documents] == [d.source for d in whole.documents]
+    assert found.num_targets == whole.num_targets
+    assert found.num_tokens == whole.num_tokens
+    for ours, theirs in zip(found.documents, whole.documents, strict=True):
+        assert ours.loss_sum == pytest.approx(theirs.loss_sum, rel=1e-5)

@@ -135,6 +135,32 @@ def test_old_ones_go_and_foreign_folders_stay(tmp_path):
     for step in (1, 2, 3):
         save(tmp_path, step)
     (tmp_path / "checkpoints" / "step-best").mkdir()
-    remove_old(tmp_path, keep=2, keep_best=False)
+    remove_old(tmp_path, keep=2, keep_best=False, whole=set())
     left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert left == ["step-000002", "step-000003", "step-best"]
+
+
+def test_damaged_ones_do_not_count_among_the_kept_and_go(tmp_path):
+    for step in (2, 4, 6, 8):
+        save(tmp_path, step)
+    _flip(tmp_path / "checkpoints" / "step-000008" / "adapter.safetensors")
+    _flip(tmp_path / "checkpoints" / "step-000004" / "state.json")
+    known = {save(tmp_path, 6)}
+    remove_old(tmp_path, keep=2, keep_best=False, whole=known)
+    left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step-000002", "step-000006"]
+    assert {p.name for p in known} == set(left)
+
+
+def test_the_last_good_one_stays_whatever_is_newer(tmp_path):
+    save(tmp_path, 1)
+    for step in (2, 3):
+        (save(tmp_path, step) / "manifest.json").unlink()
+    remove_old(tmp_path, keep=1, keep_best=False, whole=set())
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+
+
+def test_where_none_is_whole_none_is_removed(tmp_path):
+    (save(tmp_path, 1) / "manifest.json").unlink()
+    remove_old(tmp_path, keep=1, keep_best=False, whole=set())
+    assert (tmp_path / "checkpoints" / "step-000001").is_dir()
