@@ -5,8 +5,9 @@
      "peak_at", "planned_bytes", "measured_bytes", "error",
      "planned_tokens_per_second", "measured_tokens_per_second", "time_error"}
 
-Errors are planned over measured, less one: below zero the plan promised too little. What is measured
-is a step of training, on a processor the resident set; loading and evaluation are not in it.
+Errors are planned over measured, less one: below zero the plan promised too little. What is
+measured is a step of training, on a processor the resident set; loading and evaluation are not
+in it.
 """
 
 from collections.abc import Mapping

@@ -21,7 +21,7 @@ class AdamWRule:
 
     name = "adamw"
 
-    def slots(self, numel: int, dtype: torch.dtype) -> tuple[Slot, ...]:
+    def slots(self, numel: int, dtype: torch.dtype) -> tuple[Slot, ...]:  # noqa: ARG002 - of any
         """Both moments, of the parameter's type, as torch has them."""
         return (Slot("exp_avg", dtype), Slot("exp_avg_sq", dtype))
 
@@ -47,7 +47,7 @@ class AdamWRule:
         denominator = (second.sqrt() / (1 - beta2**step) ** 0.5).add_(options["eps"])
         parameter.addcdiv_(first, denominator, value=-(lr / (1 - beta1**step)))
 
-    def constants(self, numel: int, dtype: torch.dtype) -> Mapping[str, Tensor]:
+    def constants(self, numel: int, dtype: torch.dtype) -> Mapping[str, Tensor]:  # noqa: ARG002
         """None."""
         return {}
 

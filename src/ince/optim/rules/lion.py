@@ -23,7 +23,7 @@ class LionRule:
 
     name = "lion"
 
-    def slots(self, numel: int, dtype: torch.dtype) -> tuple[Slot, ...]:
+    def slots(self, numel: int, dtype: torch.dtype) -> tuple[Slot, ...]:  # noqa: ARG002 - of any
         """The momentum, of the parameter's type."""
         return (Slot("exp_avg", dtype),)
 
@@ -34,7 +34,7 @@ class LionRule:
         states: Mapping[str, Tensor],
         *,
         options: Mapping[str, Any],
-        step: int,
+        step: int,  # noqa: ARG002 - all steps are alike
     ) -> None:
         """Decay the parameter, step by the sign of the mixed momentum, and move the momentum."""
         beta1, beta2 = options["betas"]
@@ -47,7 +47,7 @@ class LionRule:
         parameter.add_(momentum.lerp(gradient, 1 - beta1).sign_(), alpha=-lr)
         momentum.lerp_(gradient, 1 - beta2)
 
-    def constants(self, numel: int, dtype: torch.dtype) -> Mapping[str, Tensor]:
+    def constants(self, numel: int, dtype: torch.dtype) -> Mapping[str, Tensor]:  # noqa: ARG002
         """None."""
         return {}
 

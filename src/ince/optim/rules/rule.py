@@ -32,7 +32,8 @@ class Slot:
 
     def numel(self, num_elements: int) -> int:
         """Elements of the slot for so many of the parameter, of which the last block may be
-        cut short."""
+        cut short.
+        """
         return -(-num_elements // self.per)
 
     def shape(self, parameter: torch.Size) -> torch.Size:
@@ -78,7 +79,8 @@ class Rule(Protocol):
 
     def constants(self, numel: int, dtype: torch.dtype) -> Mapping[str, Tensor]:
         """What the state dict of such a parameter has besides the slots, the same in every step
-        (a map of 8-bit codes, say)."""
+        (a map of 8-bit codes, say).
+        """
         ...
 
     def adopt(
