@@ -60,7 +60,7 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("seconds", [1.5, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [1.5, pytest.param(30, marks=pytest.mark.long)])
 def test_spoiled_files(valid: bytes, tmp_path: Path, survives, mutate, seconds: float) -> None:
     path = tmp_path / "x.gguf"
 
@@ -155,7 +155,7 @@ def test_a_long_header_takes_little_more_than_itself(tmp_path: Path) -> None:
     assert peak < len(content) * 1.15 + (2 << 20)
 
 
-@pytest.mark.parametrize("seconds", [2.5, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [2.5, pytest.param(30, marks=pytest.mark.long)])
 def test_a_spoiled_description_is_one_clear_error(
     tmp_path: Path, write_gguf, survives, mutate, seconds: float
 ) -> None:

@@ -52,7 +52,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("seconds", [1.5, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [1.5, pytest.param(30, marks=pytest.mark.long)])
 def test_spoiled_files(single: bytes, tmp_path: Path, survives, mutate, seconds: float) -> None:
     path = tmp_path / SINGLE_FILE
 

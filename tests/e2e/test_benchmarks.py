@@ -23,7 +23,7 @@ def figures(tmp_path_factory):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=600,
         check=False,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )

@@ -24,7 +24,7 @@ def figures_of(program, path, *options):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=600,
         check=False,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
@@ -141,7 +141,7 @@ def test_the_program_for_a_gpu_runs_on_tiny_shapes_without_one(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
