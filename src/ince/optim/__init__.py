@@ -11,12 +11,22 @@ from ince.optim.lora_fa import LoraFAOptimizer, create_lorafa_optimizer
 from ince.optim.lora_plus import create_loraplus_optimizer, lora_plus_groups, lora_plus_ratios
 from ince.optim.lr_ratios import lr_ratios
 from ince.optim.named_state import StateTensor, state_tensors
+from ince.optim.paged import PagedOptimizer
+from ince.optim.paged_adamw import PagedAdamW
+from ince.optim.paged_lion import Lion, PagedLion
+from ince.optim.pages import PagesConfig, PagesUsage
 from ince.optim.schedule import learning_rate
 
 __all__ = [
     "AdamW8bit",
+    "Lion",
     "Lion8bit",
     "LoraFAOptimizer",
+    "PagedAdamW",
+    "PagedLion",
+    "PagedOptimizer",
+    "PagesConfig",
+    "PagesUsage",
     "StateTensor",
     "build_optimizer",
     "create_lorafa_optimizer",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ince.errors import CorruptFileError
+from ince.optim.paged import PagedOptimizer
 
 __all__ = ["build_optimizer", "load_optimizer_state", "optimizer_state", "set_learning_rate"]
 
@@ -52,7 +53,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def optimizer_state(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    """The moments as ``NAME.exp_avg``, ``NAME.exp_avg_sq`` and ``NAME.step``."""
+    """The moments as ``NAME.exp_avg``, ``NAME.exp_avg_sq`` and ``NAME.step``, all in memory.
+
+    An optimizer that pages gives them one at a time (`PagedOptimizer.entries`).
+    """
+    if isinstance(optimizer, PagedOptimizer):
+        return {entry.name: entry.read() for entry in optimizer.entries(parameters)}
     state: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         for moment, value in optimizer.state.get(parameter, {}).items():
@@ -70,6 +76,9 @@ def load_optimizer_state(
     Raises:
         CorruptFileError: a moment is missing, surplus or of another shape.
     """
+    if isinstance(optimizer, PagedOptimizer):
+        optimizer.load_entries(parameters, state.keys(), state.__getitem__)
+        return
     unused = set(state)
     for name, parameter in parameters.items():
         moments: dict[str, Tensor] = {}

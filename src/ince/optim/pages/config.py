@@ -3,18 +3,27 @@
 The section `pages` of a recipe, and the argument of the optimizers that page.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from ince.errors import InputError
+from ince.errors import ConfigError, InputError, Problem, did_you_mean
 from ince.units import format_bytes, parse_bytes
 
 __all__ = ["MIN_PAGE_BYTES", "PagesConfig"]
 
-MIN_PAGE_BYTES = 64 * 1024
-"""Smaller pages would be more bookkeeping than state."""
+MIN_PAGE_BYTES = 4096
+"""What disks and systems move at least; a block of 256 elements has to fit, too."""
 
 _SECTION = ConfigDict(
     extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -25,6 +34,9 @@ class PagesConfig(BaseModel):
     """Budgets of the three tiers, from the quickest to the slowest.
 
     State goes to the first tier that has room for it. Amounts may be written ``256MiB``.
+
+    Raises:
+        ConfigError: an option is unknown or cannot be; all of them are named.
     """
 
     model_config = _SECTION
@@ -56,7 +68,7 @@ class PagesConfig(BaseModel):
         try:
             return parse_bytes(value)
         except InputError as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(error.what) from error
 
     @model_validator(mode="after")
     def _holds_a_page(self) -> Self:
@@ -70,3 +82,31 @@ class PagesConfig(BaseModel):
         if self.device == self.memory == self.file == 0:
             raise ValueError("no tier may hold anything")
         return self
+
+    # After the other one, so that what that one finds is reported as well.
+    @model_validator(mode="wrap")
+    @classmethod
+    def _report_all_mistakes(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, Mapping):
+            return handler(data)
+        values = dict(cast("Mapping[str, object]", data))
+        problems: list[Problem] = []
+        for name in sorted(set(values) - set(cls.model_fields), key=str):
+            suggestion = did_you_mean(name, cls.model_fields)
+            problems.append(Problem(str(name), "no such option", suggestion))
+            del values[name]
+        try:
+            config = handler(values)
+        except ValidationError as error:
+            problems += [_problem(detail) for detail in error.errors()]
+        else:
+            if not problems:
+                return config
+        raise ConfigError("the pages have mistakes", problems=problems)
+
+
+def _problem(detail: Mapping[str, object]) -> Problem:
+    location = ".".join(map(str, cast("tuple[object, ...]", detail["loc"])))
+    what = str(detail["msg"]).removeprefix("Value error, ")
+    got = f", got {detail['input']!r}" if location else ""
+    return Problem(location or "pages", f"{what[:1].lower()}{what[1:]}{got}")
