@@ -25,7 +25,9 @@ model card are made from it. It holds plain JSON, so that a program without ince
     memory      {"limit_bytes", "limit" (null without one), "held_bytes" before the first step,
                  "probes": [{"num_rows", "length", "num_targets", "peak_bytes", "fits"}],
                  "expected_bytes", "measured_bytes" of the worst step, "micro_batch_tokens",
-                 "cuts": [{"step", "micro_batch_tokens"}]}
+                 "cuts": [{"step", "micro_batch_tokens"}], "pages" (null where the optimizer does
+                 not page): {"device_bytes", "memory_bytes", "file_bytes", "moved_bytes",
+                 "waited_seconds"}}
     evaluation  the content of eval.json (below) | null
     proofs      [{"name", "value" (null when it was not finite), "limit", "unit", "holds",
                  "detail"}]
@@ -43,12 +45,14 @@ model card are made from it. It holds plain JSON, so that a program without ince
 ``log.jsonl``, a line per step:
     {"step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "tokens_per_second",
      "target_tokens_per_second", "peak_bytes"}; of a step that was passed over, "loss" and
-     "grad_norm" may be null, and "skipped" is true. Further lines, by their keys:
+     "grad_norm" may be null, and "skipped" is true; where the optimizer pages, "pages" has
+     {"device_bytes", "memory_bytes", "file_bytes", "waited_seconds"}. Further lines, by their keys:
     {"step", "eval_loss"}
     {"step", "samples": [{"prompt", "expected", "output"}]}
     {"step", "event": "skipped", "what", "sources": [row, …]}
     {"step", "event": "spike", "spike_loss", "limit", "sources": [row, …]}
     {"step", "event": "micro-batch cut", "what", "micro_batch_tokens"}
+    {"step", "event": "pages shrunk", "what", "budget_bytes"}
 """
 
 import importlib.metadata

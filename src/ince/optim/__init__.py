@@ -1,16 +1,16 @@
 """Optimizers and the course of their learning rate."""
 
-from ince.optim.adamw import (
-    build_optimizer,
-    load_optimizer_state,
-    optimizer_state,
-    set_learning_rate,
-)
+from ince.optim.build import OptimizerName, build_optimizer, is_paged, set_learning_rate
 from ince.optim.eight_bit import AdamW8bit, Lion8bit
 from ince.optim.lora_fa import LoraFAOptimizer, create_lorafa_optimizer
 from ince.optim.lora_plus import create_loraplus_optimizer, lora_plus_groups, lora_plus_ratios
 from ince.optim.lr_ratios import lr_ratios
-from ince.optim.named_state import StateTensor, state_tensors
+from ince.optim.named_state import (
+    StateTensor,
+    load_optimizer_state,
+    optimizer_state,
+    state_tensors,
+)
 from ince.optim.paged import PagedOptimizer
 from ince.optim.paged_adamw import PagedAdamW
 from ince.optim.paged_lion import Lion, PagedLion
@@ -22,6 +22,7 @@ __all__ = [
     "Lion",
     "Lion8bit",
     "LoraFAOptimizer",
+    "OptimizerName",
     "PagedAdamW",
     "PagedLion",
     "PagedOptimizer",
@@ -31,6 +32,7 @@ __all__ = [
     "build_optimizer",
     "create_lorafa_optimizer",
     "create_loraplus_optimizer",
+    "is_paged",
     "learning_rate",
     "load_optimizer_state",
     "lora_plus_groups",

@@ -317,6 +317,9 @@ class Recipe(BaseModel):
         for section, key in (("data", "train"), ("data", "eval"), ("evaluate", "english")):
             if isinstance(content[section].get(key), str):
                 content[section][key] = PurePath(content[section][key]).name
+        pages = content["train"]["pages"]
+        if pages is not None:
+            del pages["directory"]
         if PurePath(self.model.base).is_absolute():
             content["model"]["base"] = PurePath(self.model.base).name
         return content

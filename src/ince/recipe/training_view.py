@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ince.optim import PagesUsage
 from ince.train import StepReport
 from ince.units import format_bytes, format_count, format_seconds
 
@@ -119,6 +120,8 @@ class TrainingView:
         if last.held_bytes:
             fields.append(_field("", format_bytes(last.held_bytes), "now"))
         fields.append(_field("", format_bytes(self._peak_bytes), "peak"))
+        if last.pages is not None:
+            fields += _pages(last.pages)
         if last.num_skipped:
             fields.append(_field("", str(last.num_skipped), "skipped", style="yellow"))
         return fields
@@ -159,6 +162,23 @@ class TrainingView:
             yield from flowed([Text("training"), *figures], width)
         yield from flowed(self.losses(), width)
         yield from flowed(self.amounts(), width)
+
+
+def _pages(pages: PagesUsage) -> list[Text]:
+    """Where the optimizer's state is, and how long steps stood still for it."""
+    tiers = {
+        "on the device": pages.device_bytes,
+        "in memory": pages.memory_bytes,
+        "in a file": pages.file_bytes,
+    }
+    fields = [
+        _field("state", format_bytes(num_bytes), where)
+        for where, num_bytes in tiers.items()
+        if num_bytes
+    ]
+    if pages.file_bytes:
+        fields.append(_field("", format_seconds(pages.waited_seconds), "waited for it"))
+    return fields
 
 
 def _field(name: str, value: str, unit: str = "", *, style: str = "bold") -> Text:

@@ -3,22 +3,37 @@
 The section `train` of a recipe. It describes; `ince.train` builds what is described.
 """
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ince.errors import InputError
+from ince.optim import OptimizerName, is_paged
+from ince.train.pages import PagesSection
 from ince.train.sinks.installed import SinkName
 from ince.units import parse_bytes
 
 __all__ = ["NOT_OF_THE_RESULT", "EarlyStopping", "TrainConfig"]
 
-NOT_OF_THE_RESULT = ("memory", "report_to", "save_retries", "save_wait_seconds")
+NOT_OF_THE_RESULT = ("memory", "pages", "report_to", "save_retries", "save_wait_seconds")
 """Fields that may change while a run goes on: they decide how it fares, not what comes out."""
 
 _SECTION = ConfigDict(
     extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
 )
+
+
+# What transformers calls the same optimizers.
+_ELSEWHERE = {
+    "adamw_torch": "adamw",
+    "adamw_torch_fused": "adamw",
+    "adamw_bnb_8bit": "adamw_8bit",
+    "paged_adamw_32bit": "paged_adamw",
+    "lion_32bit": "lion",
+    "paged_lion_32bit": "paged_lion",
+}
+_LION_BETAS = (0.9, 0.99)
 
 
 class EarlyStopping(BaseModel):
@@ -90,11 +105,17 @@ class TrainConfig(BaseModel):
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from zero to `lr`."""
 
-    optimizer: Literal["adamw"] = "adamw"
-    """AdamW with float32 states over float32 adapters."""
+    optimizer: OptimizerName = "adamw"
+    """AdamW or Lion, with state in float32 or in 8 bits, and in pages that may lie in a file.
+    transformers' names for them are known, too."""
+
+    pages: PagesSection | None = None
+    """What the pages of a ``paged_…`` optimizer may hold on the device, in memory and in a file.
+    None: the defaults of the section."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of AdamW's first and second moment, each in [0, 1)."""
+    """Decay of AdamW's first and second moment, each in [0, 1). Lion's are (0.9, 0.99) where
+    none are given."""
 
     eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment, against division by zero."""
@@ -149,6 +170,19 @@ class TrainConfig(BaseModel):
     save_wait_seconds: float = Field(default=5.0, gt=0)
     """Pause before the first of them, doubled each time: by default five minutes in all."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_optimizer(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        values = {str(key): item for key, item in cast("Mapping[object, object]", value).items()}
+        name = values.get("optimizer")
+        if isinstance(name, str):
+            name = values["optimizer"] = _ELSEWHERE.get(name, name)
+            if "lion" in name:
+                values.setdefault("betas", _LION_BETAS)
+        return values
+
     @field_validator("memory", mode="before")
     @classmethod
     def _bytes(cls, value: object) -> object:
@@ -171,6 +205,11 @@ class TrainConfig(BaseModel):
         wrong = [f"{name}: {factor}" for name, factor in self.lr_multipliers.items() if factor <= 0]
         if wrong:
             raise ValueError(f"lr_multipliers has {', '.join(wrong)}; each must be more than 0")
+        if self.pages is not None and not is_paged(self.optimizer):
+            raise ValueError(
+                f"pages are of a paged optimizer, and optimizer is {self.optimizer}; "
+                f"write optimizer: paged_{self.optimizer}"
+            )
         if self.eval_every is None and self.early_stopping is not None:
             raise ValueError("early_stopping needs eval_every, the steps between evaluations")
         if self.eval_every is None and self.keep_best:

@@ -1,12 +1,13 @@
 """The training loop: steps, evaluation and samples at intervals, checkpoints, a clean stop.
 
-It knows a model whose trainable parameters are adapters, examples, a config and a run
+It knows a model of which something learns, examples, a config and a run
 folder. It does not know where any of them came from, nor what happens afterwards. What a run
 consists of, and what a step does, is in `ince.train.run`.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def train(
 ) -> TrainResult:
     """Train until the config's budget is used, resuming from the newest whole checkpoint.
 
-    Afterwards the model has the last adapter, or the best one where the config keeps it.
+    Afterwards the model has the weights of the last step, or of the best where the config keeps
+    it.
 
     Args:
         model: with trainable parameters; the others are left alone.
@@ -132,6 +134,7 @@ def train(
     if (packing_facts := plan.packing_facts()) is not None:
         observer.said(str(packing_facts))
     with (
+        closing(run),
         computed_as(model, config, trial=run.backward, say=observer.said) as computed,
         stop_request() as stop,
         RunLog(run_dir / "log.jsonl", from_step=run.state.step, say=observer.said) as log,

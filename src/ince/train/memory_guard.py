@@ -1,6 +1,7 @@
 """Keeps a run within its memory: by a probe before step 1, and by smaller forwards later.
 
-What does not fit is cut: a forward gets half of its rows, and a step more forwards. Rows,
+An optimizer that pages gives way first (`ince.train.page_budget`). What does not fit even then
+is cut: a forward gets half of its rows, and a step more forwards. Rows,
 global batch and weighting by targets stay, so the gradient does, too, but for rounding. Where
 not even one row fits, no cut helps, and an error says what would.
 """
@@ -17,6 +18,8 @@ from ince.train.memory import is_out_of_memory, memory_of
 from ince.train.memory_probe import Probe, probe, worst_groups
 from ince.train.micro_batch import Cut, Cuts, halved, shape_of
 from ince.train.observer import StepReport
+from ince.train.optimizer import has_state, state_bytes
+from ince.train.page_budget import PageBudget
 from ince.train.run import TrainRun
 from ince.train.step import StepGradient
 from ince.units import format_bytes
@@ -55,6 +58,7 @@ class MemoryGuard:
             limit_bytes=self._memory.limit_bytes,
             cuts=[Cut(0, run.micro_batch_tokens)],
         )
+        self._pages = PageBudget(run, self._memory.limit_bytes)
         self._probes: list[Probe] = []
         self._held_bytes = 0
         self._to_come_bytes = 0
@@ -75,21 +79,34 @@ class MemoryGuard:
         step = run.state.step
         if self._earlier is not None and _covers(limit, self._earlier.limit_bytes):
             run.micro_batch_tokens = self._cuts.at(step)
-            self._note()
-            return
+            if not self._pages.gives_way:
+                self._note()
+                return
         if self._earlier is not None:
             run.micro_batch_tokens = self._cuts.at(step)
+        self._pages.step_aside()
         self._memory.release()
         self._held_bytes = self._memory.held()
-        self._to_come_bytes = _to_come_bytes(run)
+        self._to_come_bytes = _to_come_bytes(run, self._pages)
         while not self._fits():
             self._shrink(self._probes[-1].rows)
+        self._give_pages_the_rest()
         self._cuts.limit_bytes = limit
         if self._cuts.at(step) != run.micro_batch_tokens:
             self._cuts.add(step, run.micro_batch_tokens)
         self._keep_cuts()
         self._say_probe()
         self._note()
+
+    def _give_pages_the_rest(self) -> None:
+        limit, fitting = self._memory.limit_bytes, self._fitting
+        if not self._pages.gives_way or limit is None or not fitting:
+            return
+        room = limit - max(each.peak_bytes for each in fitting) - _gradient_bytes(self._run)
+        held = self._pages.take(room)
+        self._run.observer.said(
+            f"memory: optimizer state gets {format_bytes(held)}, the rest is in lower tiers"
+        )
 
     def _fits(self) -> bool:
         """Probe the worst of all steps as they are cut now, up to the first that does not fit."""
@@ -186,6 +203,8 @@ class MemoryGuard:
                 parameter.grad = None
             self._memory.release()
             rows = run.plan.rows(run.state.step)
+            if self._shrink_pages(0, from_step=run.state.step, why=found):
+                continue
             if not self._cut(rows, from_step=run.state.step, why=found):
                 raise self._refused_in_step(rows, found)
 
@@ -206,10 +225,27 @@ class MemoryGuard:
         self._num_strikes += 1
         if self._num_strikes == _NUM_STRIKES:
             why = f"steps held {format_bytes(peak_bytes)}, more than {format_bytes(limit)}"
-            if not self._cut(rows, from_step=self._run.state.step, why=why) and not self._told:
+            step = self._run.state.step
+            if self._shrink_pages(peak_bytes - limit, from_step=step, why=why):
+                pass
+            elif not self._cut(rows, from_step=self._run.state.step, why=why) and not self._told:
                 self._told = True
                 self._run.observer.said(f"memory: {why}, and a forward has one row already")
             self._num_strikes = 0
+
+    def _shrink_pages(self, missing_bytes: int, *, from_step: int, why: str) -> bool:
+        """Let state leave for a lower tier, half of it where nobody knows how much is missing."""
+        left = self._pages.give_way(missing_bytes)
+        if left is None:
+            return False
+        self._memory.release()
+        self._events.append({"event": "pages shrunk", "what": why, "budget_bytes": left})
+        self._run.observer.said(
+            f"step {from_step + 1}: memory: {why}; optimizer state gets {format_bytes(left)} from "
+            "here on, the rest is in lower tiers"
+        )
+        self._note()
+        return True
 
     def _cut(self, rows: Sequence[Row], *, from_step: int, why: str) -> bool:
         """Halve the forwards of `rows`, and so of all steps from `from_step`; whether it helps."""
@@ -273,6 +309,7 @@ class MemoryGuard:
                 for cut in self._cuts.cuts
             ],
             "measured_bytes": max(self._measured_bytes, before.get("measured_bytes") or 0),
+            "pages": self._pages.facts(),
         }
 
     def __enter__(self) -> Self:
@@ -294,7 +331,15 @@ def _covers(limit: int | None, earlier: int | None) -> bool:
     return earlier is not None and limit >= earlier * _SAME_LIMIT
 
 
-def _to_come_bytes(run: TrainRun) -> int:
-    """Gradients beside the next forward, and the optimizer's moments that are not there yet."""
-    held = sum(p.numel() * p.element_size() for p in run.parameters.values())
-    return held if run.optimizer.state else 3 * held
+def _gradient_bytes(run: TrainRun) -> int:
+    return sum(p.numel() * p.element_size() for p in run.parameters.values())
+
+
+def _to_come_bytes(run: TrainRun, pages: PageBudget) -> int:
+    """Gradients beside the next forward, and the optimizer's state that is not there yet."""
+    gradients = _gradient_bytes(run)
+    if pages.gives_way:
+        return gradients + pages.least_bytes
+    if has_state(run.optimizer):
+        return gradients
+    return gradients + state_bytes(run.config, run.parameters)

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from ince.optim import PagesUsage
+
 __all__ = ["Observer", "StepReport"]
 
 
@@ -25,6 +27,7 @@ class StepReport:
         skipped: it was passed over itself, and nothing was updated.
         best_step, best_loss: of the run's evaluations up to here; None where there was none.
         event: what is remarkable about it, for the log.
+        pages: where the optimizer's state is; None where it does not page.
     """
 
     step: int
@@ -43,6 +46,7 @@ class StepReport:
     best_step: int | None = None
     best_loss: float | None = None
     event: dict[str, object] | None = None
+    pages: PagesUsage | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -67,7 +71,17 @@ class StepReport:
             "target_tokens_per_second": self.target_tokens_per_second,
             "peak_bytes": self.peak_bytes,
             **({"skipped": True} if self.skipped else {}),
+            **({} if self.pages is None else {"pages": _tiers(self.pages)}),
         }
+
+
+def _tiers(pages: PagesUsage) -> dict[str, object]:
+    return {
+        "device_bytes": pages.device_bytes,
+        "memory_bytes": pages.memory_bytes,
+        "file_bytes": pages.file_bytes,
+        "waited_seconds": round(pages.waited_seconds, 4),
+    }
 
 
 class Observer(Protocol):

@@ -23,7 +23,7 @@ from ince.data import Row
 from ince.errors import CorruptFileError
 from ince.heap import give_back
 from ince.optim import (
-    build_optimizer,
+    PagedOptimizer,
     learning_rate,
     load_optimizer_state,
     lr_ratios,
@@ -44,6 +44,7 @@ from ince.train.config import TrainConfig
 from ince.train.loss_guard import is_usable, note_loss, note_skipped
 from ince.train.masters import Masters
 from ince.train.observer import Observer, StepReport
+from ince.train.optimizer import optimizer_of, pages_usage
 from ince.train.parameters import fill, trainable
 from ince.train.state import TrainState
 from ince.train.step import StepGradient, accumulate
@@ -105,14 +106,7 @@ class TrainRun:
             layer_lr_decay=config.layer_lr_decay,
             lr_multipliers=config.lr_multipliers,
         )
-        self.optimizer = build_optimizer(
-            self.parameters,
-            lr=config.lr,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            lr_ratios=ratios,
-        )
+        self.optimizer = optimizer_of(config, self.parameters, lr_ratios=ratios, run_dir=run_dir)
         self.average = (
             None if config.ema_decay is None else AdapterAverage(self.parameters, config.ema_decay)
         )
@@ -227,7 +221,13 @@ class TrainRun:
             best_step=state.best_step,
             best_loss=state.best_loss,
             event=event,
+            pages=pages_usage(self.optimizer),
         )
+
+    def close(self) -> None:
+        """Let go of the optimizer's pages and their file; no step can follow."""
+        if isinstance(self.optimizer, PagedOptimizer):
+            self.optimizer.close()
 
     @contextmanager
     def measured(self) -> Iterator[None]:
@@ -335,7 +335,9 @@ class TrainRun:
         averages = [] if self.average is None else [*self.average.tensors.values()]
         tensors = [*self.parameters.values(), *averages]
         tensors += [m for m in moments if isinstance(m, Tensor)]
-        return sum(t.numel() * t.element_size() for t in tensors) + _CHECKPOINT_REST_BYTES
+        held = sum(t.numel() * t.element_size() for t in tensors)
+        paged = self.optimizer.state_bytes if isinstance(self.optimizer, PagedOptimizer) else 0
+        return held + paged + _CHECKPOINT_REST_BYTES
 
     def save(self) -> Path:
         """Write a checkpoint whole, then remove those that are too many; returns its folder.

@@ -47,6 +47,7 @@ class SmallRun:
 
     Watcher = Watcher
     PowerGone = PowerGoneError
+    stop = staticmethod(stop_without_saving)
 
     @staticmethod
     def examples(num=24):

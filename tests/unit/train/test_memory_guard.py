@@ -65,7 +65,7 @@ def start(small_run, monkeypatch):
         model = small_run.model(dropout=dropout)
         memory.watch(model.get_base_model())
         monkeypatch.setattr(memory_guard, "memory_of", lambda _device, _budget: memory)
-        monkeypatch.setattr(memory_guard, "_to_come_bytes", lambda _run: 0)
+        monkeypatch.setattr(memory_guard, "_to_come_bytes", lambda _run, _pages: 0)
         observer = observer or small_run.Watcher()
         _, result = small_run(folder, observer, model=model, record=record, **(STEP | changes))
         return small_run.trained(model), observer, result

@@ -1,0 +1,1 @@
+"""What `optim.py` and `optim_gpu.py` are made of."""
