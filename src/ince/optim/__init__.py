@@ -13,6 +13,7 @@ from ince.optim.named_state import (
 )
 from ince.optim.paged import PagedOptimizer
 from ince.optim.paged_adamw import PagedAdamW
+from ince.optim.paged_eight_bit import PagedAdamW8bit, PagedLion8bit
 from ince.optim.paged_lion import Lion, PagedLion
 from ince.optim.pages import PagesConfig, PagesUsage
 from ince.optim.schedule import learning_rate
@@ -24,7 +25,9 @@ __all__ = [
     "LoraFAOptimizer",
     "OptimizerName",
     "PagedAdamW",
+    "PagedAdamW8bit",
     "PagedLion",
+    "PagedLion8bit",
     "PagedOptimizer",
     "PagesConfig",
     "PagesUsage",
