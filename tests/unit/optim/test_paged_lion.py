@@ -36,13 +36,14 @@ def test_lion_does_not_see_the_size_of_gradients(some_parameters, train):
 
 
 def test_both_find_a_minimum_from_a_file():
-    for cls, lr in ((PagedAdamW, 0.05), (PagedLion, 0.02)):
+    for cls, lr in ((PagedAdamW, 0.05), (PagedLion, 0.05)):
         target = torch.randn(1500, generator=torch.Generator().manual_seed(3))
         weight = nn.Parameter(torch.zeros(1500))
         pages = PagesConfig(page_bytes=4096, memory=0)
         optimizer = cls([weight], lr=lr, weight_decay=0.0, pages=pages)
-        for _ in range(200):
+        for step in range(200):
+            optimizer.param_groups[0]["lr"] = lr * (1 - step / 200)
             optimizer.zero_grad()
             ((weight - target) ** 2).sum().backward()
             optimizer.step()
-        assert (weight - target).abs().max() < 0.15
+        assert ((weight - target) ** 2).mean() < 0.01 * (target**2).mean()
