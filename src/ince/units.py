@@ -8,7 +8,9 @@ from decimal import Decimal
 
 from ince.errors import InputError, did_you_mean
 
-__all__ = ["format_bytes", "format_count", "format_seconds", "parse_bytes"]
+__all__ = ["format_bytes", "format_count", "format_seconds", "parse_bytes", "parse_count"]
+
+_COUNT_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 _BYTE_UNITS = {
     "": 1,
@@ -53,6 +55,21 @@ def parse_bytes(text: str | int) -> int:
     if amount < 0:
         raise InputError("an amount of memory cannot be negative", got=text)
     return int(amount * _BYTE_UNITS[unit])
+
+
+def parse_count(text: str | int) -> int:
+    """A count from ``"10M"``, ``"1.5B"``, ``"20,000"`` or a plain number.
+
+    Raises:
+        InputError: not a number with k, M, B or T behind it.
+    """
+    match = re.fullmatch(r"\s*(\d[\d,_]*(?:\.\d+)?)\s*([A-Za-z]?)\s*", str(text), re.ASCII)
+    if match is None or match[2].lower() not in _COUNT_UNITS:
+        raise InputError(
+            "not a count", got=text, expected="a number, with k, M, B or T behind it, such as 10M"
+        )
+    amount = Decimal(match[1].replace(",", "").replace("_", ""))
+    return int(amount * _COUNT_UNITS[match[2].lower()])
 
 
 def _three_digits(size: float) -> str:

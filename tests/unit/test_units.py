@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ince.errors import InputError
-from ince.units import format_bytes, format_count, format_seconds, parse_bytes
+from ince.units import format_bytes, format_count, format_seconds, parse_bytes, parse_count
 
 
 @pytest.mark.parametrize(
@@ -108,3 +108,16 @@ def test_format_seconds(seconds, expected):
 )
 def test_format_count(number, expected):
     assert format_count(number) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("10M", 10_000_000), ("1.5b", 1_500_000_000), ("20,000", 20_000), (7, 7)]
+)
+def test_counts_as_people_write_them(text, count):
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1", "1e6", "10 M tokens", "1Q", "M"])
+def test_what_is_no_count_is_refused(text):
+    with pytest.raises(InputError, match="not a count"):
+        parse_count(text)

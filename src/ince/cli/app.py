@@ -46,6 +46,9 @@ COMMANDS: Mapping[str, CommandEntry] = MappingProxyType(
         "demo": CommandEntry(
             "ince.cli.demo:demo", "the whole journey on the packaged model, in minutes on a CPU"
         ),
+        "plan": CommandEntry(
+            "ince.cli.plan:plan", "will it fit, how long, how much: of a model or a recipe"
+        ),
         "train": CommandEntry(
             "ince.cli.train:train", "run a recipe, or go on with a run that was cut off"
         ),

@@ -28,6 +28,8 @@ __all__ = ["Calibration", "RunFact", "calibration_file", "this_device"]
 _FORMAT = "ince-plan/1"
 _MAX_RUNS = 40
 _NEWEST = 9
+_LARGEST_SHARE = 0.3
+_LEAST_BYTES = 64 * 2**20
 
 # Of a product that is timed: large enough for full speed, small enough for a second in all.
 _ROWS, _WIDTH = 512, 1024
@@ -40,7 +42,8 @@ class RunFact:
 
     Attributes:
         held_bytes: planned tensors before the first step; measured_held_bytes: all that was held.
-        moving_bytes: planned on top of that at the peak, the allocator left out.
+        moving_bytes: planned on top of that at the peak, in tensors.
+        fixed_bytes: planned besides, whatever the allocator's share is.
         measured_moving_bytes: what came on top of it.
         seconds: planned of a token, uncorrected; measured_seconds: of one.
     """
@@ -48,6 +51,7 @@ class RunFact:
     held_bytes: int
     measured_held_bytes: int
     moving_bytes: int
+    fixed_bytes: int
     measured_moving_bytes: int
     seconds: float
     measured_seconds: float
@@ -58,9 +62,14 @@ class RunFact:
         return self.measured_held_bytes - self.held_bytes
 
     @property
-    def fragmentation(self) -> float:
-        """What came in a step beyond the formulas, as a share of them."""
-        return self.measured_moving_bytes / self.moving_bytes - 1
+    def surplus_bytes(self) -> int:
+        """What came in a step beyond that."""
+        return self.measured_moving_bytes - self.moving_bytes - self.fixed_bytes
+
+
+_ASSUMED = Rate(
+    1e11, 1.5e9, 1e10, 1.0, "assumed: this device has not been measured yet", is_assumed=True
+)
 
 
 def this_device(device_type: str) -> str:
@@ -128,25 +137,37 @@ class Calibration:
             )
 
     def learn(self, fact: RunFact) -> None:
-        """Add a run, and keep it."""
-        if fact.moving_bytes > 0 and fact.seconds > 0:
+        """Add a run, and keep it; of one too small nothing can be learnt for larger ones."""
+        if fact.moving_bytes >= _LEAST_BYTES and fact.seconds > 0:
             self.runs.append(fact)
             self.save()
 
     def overheads(self, *, on_cpu: bool) -> Overheads:
         """Of earlier runs, or assumed."""
-        newest = self.runs[-_NEWEST:]
+        newest, assumed = self.runs[-_NEWEST:], Overheads.assumed(on_cpu=on_cpu)
         if not newest:
-            return Overheads.assumed(on_cpu=on_cpu)
+            return assumed
+        # Of all together: of a small run the share is mostly chance.
+        share = sum(each.surplus_bytes for each in newest)
+        share /= sum(each.moving_bytes for each in newest)
         return Overheads(
             max(0, round(median(each.framework_bytes for each in newest))),
-            max(-0.5, median(each.fragmentation for each in newest)),
+            assumed.first_use_bytes,
+            min(max(share, 0.0), _LARGEST_SHARE),
             f"learnt from {_num_runs(newest)} on this device",
         )
 
-    def rate(self, value_bytes: int, device_type: str) -> Rate:
-        """Measured now, unless it was before."""
+    def rate(self, value_bytes: int, device_type: str, *, measure: bool = True) -> Rate:
+        """Measured now, unless it was before.
+
+        Args:
+            value_bytes: of a number of the products.
+            device_type: such as ``cpu``.
+            measure: False: where it was not measured before, one is assumed.
+        """
         key = f"{8 * value_bytes} bits"
+        if key not in self._rates and not measure:
+            return _ASSUMED
         if key not in self._rates:
             self._rates[key] = _measured(value_bytes, device_type)
             self.save()

@@ -40,12 +40,18 @@ COMPONENTS: Mapping[str, str] = {
     "dequantization": "weights expanded for a product",
     "work": "backward and update buffers",
     "fragmentation": "allocator",
+    "first_use": "libraries, at their first use",
     "framework": "framework",
 }
 """Keys of a moment, in the order of a table, and what they are called."""
 
 _GPU_FRAMEWORK_BYTES = 600 * 2**20
-_CPU_FRAMEWORK_BYTES = 640 * 2**20
+_CPU_FRAMEWORK_BYTES = 480 * 2**20
+# Code and buffers of libraries that become resident in a process's first step: measured.
+_CPU_FIRST_USE_BYTES = 112 * 2**20
+# glibc's heap, out of which a recomputed layer is taken again and again between gradients that
+# stay, has holes of so many layers: measured.
+_HEAP_LAYERS = 3.5
 
 
 @dataclass(frozen=True)
@@ -54,24 +60,28 @@ class Overheads:
 
     Attributes:
         framework_bytes: of interpreter, libraries, tokenizer, or of a GPU's context.
+        first_use_bytes: of what becomes resident in the first step and is no tensor.
         fragmentation: of an allocator, as a share of what comes and goes in a step.
         source: where the two come from, in words.
     """
 
     framework_bytes: int
+    first_use_bytes: int
     fragmentation: float
     source: str
 
     @classmethod
     def assumed(cls, *, on_cpu: bool) -> "Overheads":
         """Where no run has been measured on the device yet."""
-        framework = _CPU_FRAMEWORK_BYTES if on_cpu else _GPU_FRAMEWORK_BYTES
-        return cls(framework, 0.04, "assumed: no run on such a device has been measured here yet")
+        source = "assumed: no run on such a device has been measured here yet"
+        if on_cpu:
+            return cls(_CPU_FRAMEWORK_BYTES, _CPU_FIRST_USE_BYTES, 0.08, source)
+        return cls(_GPU_FRAMEWORK_BYTES, 0, 0.04, source)
 
     @classmethod
     def none(cls) -> "Overheads":
         """For figures that count tensors alone."""
-        return cls(0, 0.0, "left out")
+        return cls(0, 0, 0.0, "left out")
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,7 @@ def plan_memory(shape: Shape, setup: Setup, overheads: Overheads | None = None) 
     gathered = _gathered(shape, setup)
     expanded = max(layer.expanded, gathered)
     recomputed = 0 if setup.activations == "keep" else layer.kept
+    holes = round(_HEAP_LAYERS * recomputed) if setup.on_cpu else 0
     first_kept = layer.input + recomputed if recomputed else layer.kept
     moments = (
         ("loaded", {}),
@@ -175,10 +186,12 @@ def plan_memory(shape: Shape, setup: Setup, overheads: Overheads | None = None) 
         (
             "backward, first",
             {
-                "activations": first_kept,
+                # A processor's heap has kept the room of those before.
+                "activations": kept + recomputed if holes else first_kept,
                 "work": layer.work,
                 "dequantization": expanded,
                 "gradients": gradients,
+                "holes": holes,
             },
         ),
         ("update", {"gradients": gradients, "work": _update_work(shape, setup, gradients)}),
@@ -198,11 +211,13 @@ _SLAB_BYTES = 1 << 25
 def _moment(
     name: str, held: Mapping[str, int], parts: Mapping[str, int], overheads: Overheads
 ) -> Moment:
-    moving = sum(parts.values())
+    holes = parts.get("holes", 0)
+    moving = sum(parts.values()) + held.get("moments", 0)
     all_parts = {
         **held,
         **parts,
-        "fragmentation": round(moving * overheads.fragmentation),
+        "fragmentation": holes + round((moving - holes) * overheads.fragmentation),
+        "first_use": overheads.first_use_bytes if parts else 0,
         "framework": overheads.framework_bytes,
     }
     return Moment(name, {key: all_parts[key] for key in COMPONENTS if all_parts.get(key)})

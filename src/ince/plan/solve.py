@@ -13,7 +13,7 @@ from ince.errors import InputError
 from ince.plan.devices import DEVICES, Device
 from ince.plan.duration import flops_per_token
 from ince.plan.memory import MemoryPlan, Overheads, plan_memory
-from ince.plan.setup import Setup
+from ince.plan.setup import OPTIMIZERS, Setup
 from ince.plan.shape import Shape
 from ince.plan.weights import moment_bytes
 from ince.units import format_bytes
@@ -185,9 +185,21 @@ _OPTIONS = (
 
 
 def solve(
-    shape: Shape, setup: Setup, limit_bytes: int, overheads: Overheads | None = None
+    shape: Shape,
+    setup: Setup,
+    limit_bytes: int,
+    overheads: Overheads | None = None,
+    *,
+    optimizers: Sequence[str] = OPTIMIZERS,
 ) -> Solution:
     """The setup nearest to `setup` whose peak is at most `limit_bytes`.
+
+    Args:
+        shape: of the model.
+        setup: as it was wished.
+        limit_bytes: of one device.
+        overheads: of the device.
+        optimizers: that may be turned to.
 
     Raises:
         InputError: there is none; it says by how much, and what would do.
@@ -203,6 +215,8 @@ def solve(
         while now_peak > limit_bytes:
             after = option.change(now)
             if after is None or (after_peak := peak(after)) >= now_peak:
+                break
+            if after.optimizer != now.optimizer and after.optimizer not in optimizers:
                 break
             now, now_peak = after, after_peak
             taken.append(option)

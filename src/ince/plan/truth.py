@@ -5,9 +5,8 @@
      "peak_at", "planned_bytes", "measured_bytes", "error",
      "planned_tokens_per_second", "measured_tokens_per_second", "time_error"}
 
-Errors are planned over measured, less one: below zero the plan promised too little. What is
-measured is a step of training, on a processor the resident set; loading and evaluation are not
-in it.
+Errors are planned over measured, less one: below zero the plan promised too little. Measured is a
+step of training, on a processor the resident set; loading and evaluation are not in it.
 """
 
 from collections.abc import Mapping
@@ -15,14 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ince.plan.calibration import RunFact
-from ince.plan.duration import TimePlan
+from ince.plan.duration import Rate, TimePlan, plan_time
 from ince.plan.memory import MemoryPlan
 from ince.plan.setup import Setup
+from ince.plan.shape import Shape
 
 __all__ = ["Measured", "RunPlan"]
 
 _WEIGHTS = ("codes", "scales", "linear", "expanded", "embedding", "head", "norms", "master")
-_NOT_OF_A_STEP = (*_WEIGHTS, "adapters", "average", "fragmentation", "framework")
+_ADDED = ("fragmentation", "first_use")
+_NOT_OF_A_STEP = (*_WEIGHTS, "adapters", "average", "framework")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Measured:
 class RunPlan:
     """The plan of one run, made before its first step."""
 
+    shape: Shape
     setup: Setup
     memory: MemoryPlan
     time: TimePlan
@@ -94,17 +96,35 @@ class RunPlan:
             "time_error": speed / self.time.tokens_per_second - 1,
         }
 
-    def fact(self, measured: Measured) -> RunFact:
-        """What the next plan learns."""
+    def _tensors(self) -> int:
+        """What the allocator's share was taken of."""
+        parts = self.memory.peak.parts
+        return sum(n for name, n in parts.items() if name not in (*_NOT_OF_A_STEP, *_ADDED))
+
+    def _fixed(self) -> int:
+        """What was added for a step beside tensors and that share."""
+        overheads = self.memory.overheads
+        parts = self.memory.peak.parts
+        share = round(self._tensors() * overheads.fragmentation)
+        return _sum(parts, _ADDED) - share
+
+    def fact(self, measured: Measured, rate: Rate) -> RunFact:
+        """What the next plan learns.
+
+        Args:
+            measured: of this run.
+            rate: of the device, as it is known now; its correction is left out.
+        """
         parts = self.memory.peak.parts
         held = _sum(parts, _WEIGHTS) + _sum(parts, ("adapters", "average"))
-        planned = 1 / self.time.tokens_per_second / self.time.rate.correction
+        planned = plan_time(self.shape, self.setup, rate).tokens_per_second * rate.correction
         return RunFact(
             held_bytes=held,
             measured_held_bytes=measured.held_bytes,
-            moving_bytes=sum(n for name, n in parts.items() if name not in _NOT_OF_A_STEP),
+            moving_bytes=self._tensors(),
+            fixed_bytes=self._fixed(),
             measured_moving_bytes=_moved(measured),
-            seconds=planned,
+            seconds=1 / planned,
             measured_seconds=1 / measured.tokens_per_second,
         )
 

@@ -134,8 +134,9 @@ def _planned(session: "Session") -> RunPlan:
         changed = setup.with_changes(num_rows=num_rows, length=length, num_targets=targets)
         plans.append((plan_memory(shape, changed, overheads), changed))
     memory, chosen = max(plans, key=lambda each: each[0].peak.total)
-    rate = calibration.rate(setup.value_bytes, device.type)
-    return RunPlan(chosen, memory, plan_time(shape, chosen, rate))
+    # Nothing is measured now: what a measurement leaves behind in the heap would be in the run's.
+    rate = calibration.rate(setup.value_bytes, device.type, measure=False)
+    return RunPlan(shape, chosen, memory, plan_time(shape, chosen, rate))
 
 
 def note_truth(session: "Session", planned: RunPlan | None, result: "TrainResult") -> None:
@@ -157,4 +158,6 @@ def note_truth(session: "Session", planned: RunPlan | None, result: "TrainResult
     )
     record["plan"] = planned.beside(measured)
     device = next(session.model.parameters()).device
-    Calibration.read(this_device(device.type)).learn(planned.fact(measured))
+    calibration = Calibration.read(this_device(device.type))
+    rate = calibration.rate(planned.setup.value_bytes, device.type)
+    calibration.learn(planned.fact(measured, rate))

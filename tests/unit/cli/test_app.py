@@ -12,6 +12,20 @@ from ince.errors import ConfigError, InceError, InterruptedRunError, Problem, Pr
 # The command line that people and programs rely on: a change here is a change for them.
 SURFACE = {
     "demo": {"--output", "--quick"},
+    "plan": {
+        "--memory",
+        "--device",
+        "--tokens",
+        "--price",
+        "--method",
+        "--rank",
+        "--length",
+        "--rows",
+        "--activations",
+        "--data",
+        "--plot",
+        "--write",
+    },
     "train": {"--fresh"},
     "lr-find": {"--from", "--to", "--steps", "--stop-factor", "--plot", "--out"},
     "sweep": {

@@ -16,8 +16,9 @@ def fact(**changes):
     values = {
         "held_bytes": 1000,
         "measured_held_bytes": 1500,
-        "moving_bytes": 100,
-        "measured_moving_bytes": 110,
+        "moving_bytes": 100 * 2**20,
+        "fixed_bytes": 5 * 2**20,
+        "measured_moving_bytes": 115 * 2**20,
         "seconds": 1.0,
         "measured_seconds": 1.5,
     }
@@ -59,7 +60,7 @@ def test_a_file_that_cannot_be_read_is_one_that_is_not_there(text):
 
 def test_a_run_that_cannot_be_is_not_learnt():
     found = Calibration("x")
-    found.learn(fact(moving_bytes=0))
+    found.learn(fact(moving_bytes=1000))
     assert found.runs == []
     content = {"format": "ince-plan/1", "rates": {}, "runs": [vars(fact(seconds=0.0))]}
     path = calibration_file("x")
