@@ -28,6 +28,11 @@ model card are made from it. It holds plain JSON, so that a program without ince
                  "cuts": [{"step", "micro_batch_tokens"}], "pages" (null where the optimizer does
                  not page): {"device_bytes", "memory_bytes", "file_bytes", "moved_bytes",
                  "waited_seconds"}}
+    plan        {"method", "num_rows", "length", "num_targets", "overheads", "rate", "parts",
+                 "peak_at", "planned_bytes", "planned_tokens_per_second"}, made before the first
+                 step; after the last also {"components": [{"name", "planned_bytes",
+                 "measured_bytes"}], "measured_bytes", "error", "measured_tokens_per_second",
+                 "time_error"}; absent where no plan is known for the model's family
     evaluation  the content of eval.json (below) | null
     proofs      [{"name", "value" (null when it was not finite), "limit", "unit", "holds",
                  "detail"}]

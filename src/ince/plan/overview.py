@@ -155,7 +155,7 @@ def overview(question: Question) -> Overview:
         InputError: nothing makes the model fit within the limit.
     """
     shape, setup, overheads = question.shape, question.setup, question.overheads
-    setups = {name: setup.with_changes(method=name) for name in METHODS}
+    setups: dict[Method, Setup] = {name: setup.with_changes(method=name) for name in METHODS}
 
     def timed(one: Setup) -> TimePlan | None:
         if question.rate is None:
@@ -163,7 +163,6 @@ def overview(question: Question) -> Overview:
         tokens, price = question.num_tokens, question.price
         return plan_time(shape, one, question.rate, num_tokens=tokens, price=price)
 
-    times = {name: timed(one) for name, one in setups.items()}
     solution = rows = length = None
     limit = question.limit_bytes
     if limit is not None:
@@ -171,10 +170,16 @@ def overview(question: Question) -> Overview:
         rows = largest_rows(shape, solution.setup, limit, overheads)
         length = largest_length(shape, solution.setup, limit, overheads)
     chosen = setup if solution is None else solution.setup
+    memory: dict[Method, MemoryPlan] = {}
+    times: dict[Method, TimePlan] = {}
+    for name, one in setups.items():
+        memory[name] = plan_memory(shape, one, overheads)
+        if (time := timed(one)) is not None:
+            times[name] = time
     return Overview(
         question,
-        {name: plan_memory(shape, one, overheads) for name, one in setups.items()},
-        {name: time for name, time in times.items() if time is not None},
+        memory,
+        times,
         solution,
         None if solution is None else timed(solution.setup),
         rows,

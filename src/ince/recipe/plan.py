@@ -6,15 +6,18 @@ recipe alone with `setup_of_recipe`, which assumes that rows are as long as they
 
 import contextlib
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import nn
 
 from ince.errors import InceError
 from ince.ops import native_dtype
 from ince.plan import (
     OPTIMIZERS,
     Calibration,
+    MemoryPlan,
+    Method,
     Setup,
     Shape,
     plan_memory,
@@ -29,10 +32,24 @@ from ince.train.micro_batch import shape_of
 from ince.train.steps import StepPlan
 
 if TYPE_CHECKING:
-    from ince.recipe.session import Session
+    from ince.data import Split
+    from ince.record import RunRecord
     from ince.train import TrainResult
 
 __all__ = ["note_truth", "plan_run", "setup_of_recipe", "value_bytes_of"]
+
+
+class Planned(Protocol):
+    """What is asked of a run's session."""
+
+    recipe: Recipe
+    record: "RunRecord"
+    train_split: "Split"
+
+    @property
+    def model(self) -> nn.Module:
+        """The one that learns."""
+        ...
 
 
 def value_bytes_of(compute_dtype: str, device: str) -> int:
@@ -54,7 +71,7 @@ def setup_of_recipe(recipe: Recipe, shape: Shape, *, device: str) -> Setup:
     length = recipe.data.max_length
     tokens = recipe.train.micro_batch_tokens or recipe.train.batch_tokens
     value_bytes = value_bytes_of(recipe.model.compute_dtype, device)
-    method = getattr(recipe.train, "method", "lora")
+    method: Method = recipe.train.method
     if method == "lora" and recipe.model.quantize is not None:
         method = "qlora"
     optimizer = str(recipe.train.optimizer)
@@ -95,7 +112,7 @@ def _targets(recipe: Recipe, shape: Shape) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def plan_run(session: "Session") -> RunPlan | None:
+def plan_run(session: Planned) -> RunPlan | None:
     """The plan of a run that is about to train, and into its record; None where there is none.
 
     A run is never stopped by its plan: of a family that no plan is known for there is none.
@@ -107,7 +124,7 @@ def plan_run(session: "Session") -> RunPlan | None:
     return None
 
 
-def _planned(session: "Session") -> RunPlan:
+def _planned(session: Planned) -> RunPlan:
     recipe = session.recipe
     model = session.model
     config: Any = getattr(model, "config", None)
@@ -127,7 +144,7 @@ def _planned(session: "Session") -> RunPlan:
     setup = setup_of_recipe(recipe, shape, device=device.type)
     calibration = Calibration.read(this_device(device.type))
     overheads = calibration.overheads(on_cpu=setup.on_cpu)
-    plans = []
+    plans: list[tuple[MemoryPlan, Setup]] = []
     for group in worst_groups(steps, train.micro_batch_tokens):
         num_rows, length = shape_of(group)
         targets = sum(example.num_targets for row in group for example in row.examples)
@@ -139,7 +156,7 @@ def _planned(session: "Session") -> RunPlan:
     return RunPlan(shape, chosen, memory, plan_time(shape, chosen, rate))
 
 
-def note_truth(session: "Session", planned: RunPlan | None, result: "TrainResult") -> None:
+def note_truth(session: Planned, planned: RunPlan | None, result: "TrainResult") -> None:
     """Plan and measurement, side by side, into the record; the next plan learns from it."""
     record = session.record
     found: dict[str, Any] = record.get("memory") or {}

@@ -148,7 +148,7 @@ def write_recipe(
         data: rows to train on, for a model's.
 
     Raises:
-        InputError: the recipe would not run: it names no data.
+        InputError: the recipe would not run: it names no data, or none that are there.
     """
     setup = found.question.setup if found.solution is None else found.solution.setup
     values: dict[str, Any]
@@ -159,6 +159,8 @@ def write_recipe(
                 where="--write",
                 do="give --data FILE, a file of rows to train on",
             )
+        if not Path(data).expanduser().is_file():
+            raise InputError("no such file of rows to train on", where="--data", got=data)
         values = {
             "model": {"base": found.question.shape.hub_id or base},
             "data": {"train": str(Path(data).expanduser().absolute())},

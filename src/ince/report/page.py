@@ -30,6 +30,7 @@ from ince.report.outcome import (
     sample_views,
     score_groups,
 )
+from ince.report.plan_facts import plan_rows, plan_sentence
 from ince.report.run_files import read_run_files
 from ince.report.scores import ENGLISH, confidence_percent, read_scores
 from ince.report.template import page_template
@@ -70,6 +71,8 @@ def render_report(run_dir: Path) -> str:
         num_samples=len(run.samples),
         sample_counts=sample_counts(run.samples),
         answers=answers_by_prompt(run.answers),
+        plan=plan_rows(record),
+        plan_note=plan_sentence(record),
         splits=splits(record),
         recipe=recipe_sections(record),
         recipe_digest=text(record.get("recipe_digest"), limit=100),

@@ -40,9 +40,17 @@ def test_the_table_and_the_picture(capsys, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_fits_is_saved_as_a_recipe_that_runs(capsys, tmp_path):
+@pytest.fixture
+def rows(tmp_path):
+    """A file of rows, of which a plan reads none."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a"}\n')
+    return str(path)
+
+
+def test_what_fits_is_saved_as_a_recipe_that_runs(capsys, tmp_path, rows):
     path = tmp_path / "fits.yaml"
-    wish = ["llama-3-8b", "--memory", "12GiB", "--rows", "8", "--data", "rows.jsonl"]
+    wish = ["llama-3-8b", "--memory", "12GiB", "--rows", "8", "--data", rows]
     found = planned(capsys, *wish, "--write", str(path))
     recipe = load_recipe(path)
     setup = found["solution"]["setup"]
@@ -54,6 +62,7 @@ def test_what_fits_is_saved_as_a_recipe_that_runs(capsys, tmp_path):
     assert again["solution"]["measures"] == []
 
 
+@pytest.mark.usefixtures("rows")
 def test_a_recipe_is_planned_for_this_machine(capsys, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
@@ -85,6 +94,7 @@ def test_a_recipe_is_planned_for_this_machine(capsys, tmp_path):
         (["llama-3-8b", "lora.r=8"], "of a recipe only"),
         (["llama-3-8b", "--plot", "plan.pdf"], ".png"),
         (["llama-3-8b", "--memory", "24GiB", "--write", "x.yaml"], "names its data"),
+        (["llama-3-8b", "--data", "no.jsonl", "--write", "x.yaml"], "no such file"),
         (["absent.yaml"], "no such recipe"),
     ],
 )

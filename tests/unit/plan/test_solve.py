@@ -61,7 +61,7 @@ def test_an_impossible_wish_says_by_how_much_and_what_would_help():
     assert caught.value.exit_code == 2
     assert "too much" in (caught.value.got or "")
     assert "such devices" in (caught.value.do or "")
-    assert "one L40S" in (caught.value.do or "")
+    assert "or one A100-40G" in (caught.value.do or "")
 
 
 def test_the_largest_that_fits_is_the_largest():
