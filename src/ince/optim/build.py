@@ -8,6 +8,7 @@ from torch import nn
 
 from ince.optim.eight_bit import AdamW8bit, Lion8bit
 from ince.optim.paged_adamw import PagedAdamW
+from ince.optim.paged_eight_bit import PagedAdamW8bit, PagedLion8bit
 from ince.optim.paged_lion import Lion, PagedLion
 from ince.optim.pages import PagesConfig
 
@@ -17,18 +18,22 @@ OptimizerName = Literal[
     "adamw",
     "adamw_8bit",
     "paged_adamw",
+    "paged_adamw_8bit",
     "lion",
     "lion_8bit",
     "paged_lion",
+    "paged_lion_8bit",
 ]
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "adamw_8bit": AdamW8bit,
     "paged_adamw": PagedAdamW,
+    "paged_adamw_8bit": PagedAdamW8bit,
     "lion": Lion,
     "lion_8bit": Lion8bit,
     "paged_lion": PagedLion,
+    "paged_lion_8bit": PagedLion8bit,
 }
 
 

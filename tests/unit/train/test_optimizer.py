@@ -41,7 +41,7 @@ def test_a_paged_run_is_the_same_run_wherever_its_state_is(tmp_path, small_run):
     assert all(torch.equal(found[name], other[name]) for name in other)
 
 
-@pytest.mark.parametrize("optimizer", ["paged_adamw", "paged_lion"])
+@pytest.mark.parametrize("optimizer", ["paged_adamw", "paged_adamw_8bit", "paged_lion"])
 def test_it_goes_on_with_other_budgets_to_the_bit(tmp_path, small_run, optimizer):
     whole = run(small_run, tmp_path / "whole", optimizer)
     with pytest.raises(small_run.PowerGone):
