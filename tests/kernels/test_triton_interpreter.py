@@ -16,9 +16,14 @@ CHECKS = sorted(Path(__file__).with_name("interpreted").glob("check_*.py"))
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is made for Linux alone")
 
 
-def test_kernels_equal_the_reference_in_the_interpreter(tmp_path):
+def test_there_are_checks():
     assert CHECKS
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *CHECKS]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("checks", CHECKS, ids=lambda path: path.stem)
+def test_kernels_equal_the_reference_in_the_interpreter(tmp_path, checks):
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", checks]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path)}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
