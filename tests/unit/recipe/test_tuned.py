@@ -17,10 +17,10 @@ from ince.report import write_report
 
 
 @pytest.fixture
-def recipe(tmp_path, tiny_llama, smollm2_tokenizer):
+def recipe(tmp_path, tiny_llama, small_tokenizer):
     """A function that makes a recipe over a small random model, in this folder."""
     tiny_llama().save_pretrained(tmp_path / "base")
-    smollm2_tokenizer.save_pretrained(tmp_path / "base")
+    small_tokenizer.save_pretrained(tmp_path / "base")
     rows = [{"prompt": f"Question {i}?", "completion": f"Answer {i}."} for i in range(12)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "rows.jsonl").write_text(text, encoding="utf-8")
