@@ -129,54 +129,58 @@ def train(
             expected="rows to measure it on",
             do="name them in data.eval, or leave train.early_stopping out",
         )
-    run.resume()
-    guard = MemoryGuard(run, record=record)
-    if (packing_facts := plan.packing_facts()) is not None:
-        observer.said(str(packing_facts))
     with (
         closing(run),
+        # Before the checkpoint is put back: which forwards are ours is found out with numbers,
+        # and they must be the same ones in every sitting.
         computed_as(model, config, trial=run.backward, say=observer.said) as computed,
-        stop_request() as stop,
-        RunLog(run_dir / "log.jsonl", from_step=run.state.step, say=observer.said) as log,
-        guard,
     ):
-        if run.state.step < end and not run.is_done:
-            guard.prepare()
-            if packing:
-                prove_packing(model, plan, pad_id=pad_id, record=record)
-        observer.started(run.state.step, plan.num_steps)
-        while run.state.step < end and not run.is_done:
-            report = guard.step()
-            log.write(**report.line())
-            for event in (report.event, *guard.take_events()):
-                if event is not None:
-                    log.write(step=report.step, **event)
-            observer.stepped(report)
-            step = report.step
-            last, best = step >= end, False
-            if evaluate is not None and (last or _due(step, config.eval_every)):
-                with run.measured():
-                    loss = evaluate()
-                log.write(step=step, eval_loss=loss if math.isfinite(loss) else None)
-                observer.evaluated(step, loss)
-                # Where a sweep looks in (`stop_after`), the run itself would not have looked.
-                if _due(step, config.eval_every) or step == plan.num_steps:
-                    best = run.judge(loss)
-                    last = last or run.is_done
-            if sample is not None and not last and _due(step, config.sample_every):
-                with run.measured():
-                    samples = sample()
-                log.write(step=step, samples=samples)
-                for one in samples:
-                    observer.said(f"step {step}: {one['prompt']} → {one['output']}")
-            if last or best or stop.asked or _due(step, config.save_every):
-                _save(run, log, stop)
-            if stop.asked and not last:
-                raise InterruptedRunError(
-                    f"stopped after step {step} of {plan.num_steps}",
-                    where=run_dir / "checkpoints" / f"step-{run.saved_step:06d}",
-                    do="run the same command again to go on",
-                )
+        run.resume()
+        guard = MemoryGuard(run, record=record)
+        if (packing_facts := plan.packing_facts()) is not None:
+            observer.said(str(packing_facts))
+        with (
+            stop_request() as stop,
+            RunLog(run_dir / "log.jsonl", from_step=run.state.step, say=observer.said) as log,
+            guard,
+        ):
+            if run.state.step < end and not run.is_done:
+                guard.prepare()
+                if packing:
+                    prove_packing(model, plan, pad_id=pad_id, record=record)
+            observer.started(run.state.step, plan.num_steps)
+            while run.state.step < end and not run.is_done:
+                report = guard.step()
+                log.write(**report.line())
+                for event in (report.event, *guard.take_events()):
+                    if event is not None:
+                        log.write(step=report.step, **event)
+                observer.stepped(report)
+                step = report.step
+                last, best = step >= end, False
+                if evaluate is not None and (last or _due(step, config.eval_every)):
+                    with run.measured():
+                        loss = evaluate()
+                    log.write(step=step, eval_loss=loss if math.isfinite(loss) else None)
+                    observer.evaluated(step, loss)
+                    # Where a sweep looks in (`stop_after`), the run itself would not have looked.
+                    if _due(step, config.eval_every) or step == plan.num_steps:
+                        best = run.judge(loss)
+                        last = last or run.is_done
+                if sample is not None and not last and _due(step, config.sample_every):
+                    with run.measured():
+                        samples = sample()
+                    log.write(step=step, samples=samples)
+                    for one in samples:
+                        observer.said(f"step {step}: {one['prompt']} → {one['output']}")
+                if last or best or stop.asked or _due(step, config.save_every):
+                    _save(run, log, stop)
+                if stop.asked and not last:
+                    raise InterruptedRunError(
+                        f"stopped after step {step} of {plan.num_steps}",
+                        where=run_dir / "checkpoints" / f"step-{run.saved_step:06d}",
+                        do="run the same command again to go on",
+                    )
     return _result(run, run.take_result() if run.is_done else run.state.step, computed)
 
 
