@@ -161,37 +161,3 @@ ADAMW_8BIT_STEP_ = Operator(
     f" Tensor(d!) absmax1, Tensor(e!) absmax2, {_NUMBERS}) -> ()",
     _check_8bit_step,
 )
-
-
-@ADAMW_STEP_.fake
-def _nothing(
-    parameter: Tensor,  # noqa: ARG001  the operator's signature
-    gradient: Tensor,  # noqa: ARG001
-    exp_avg: Tensor,  # noqa: ARG001
-    exp_avg_sq: Tensor,  # noqa: ARG001
-    step: int,  # noqa: ARG001
-    lr: float,  # noqa: ARG001
-    beta1: float,  # noqa: ARG001
-    beta2: float,  # noqa: ARG001
-    eps: float,  # noqa: ARG001
-    weight_decay: float,  # noqa: ARG001
-) -> None:
-    return None
-
-
-@ADAMW_8BIT_STEP_.fake
-def _nothing_8bit(
-    parameter: Tensor,  # noqa: ARG001  the operator's signature
-    gradient: Tensor,  # noqa: ARG001
-    state1: Tensor,  # noqa: ARG001
-    state2: Tensor,  # noqa: ARG001
-    absmax1: Tensor,  # noqa: ARG001
-    absmax2: Tensor,  # noqa: ARG001
-    step: int,  # noqa: ARG001
-    lr: float,  # noqa: ARG001
-    beta1: float,  # noqa: ARG001
-    beta2: float,  # noqa: ARG001
-    eps: float,  # noqa: ARG001
-    weight_decay: float,  # noqa: ARG001
-) -> None:
-    return None

@@ -127,11 +127,6 @@ def _shape(gate: Tensor, up: Tensor, kind: str) -> Tensor:  # noqa: ARG001  the 
     return gate.new_empty(gate.shape)
 
 
-@GATED_ACTIVATION_BACKWARD_.fake
-def _nothing(dh: Tensor, gate: Tensor, up: Tensor, kind: str) -> None:  # noqa: ARG001
-    return None
-
-
 @GATED_ACTIVATION_GRAD.fake
 def _shapes(dh: Tensor, gate: Tensor, up: Tensor, kind: str) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     return gate.new_empty(gate.shape), up.new_empty(up.shape)

@@ -115,30 +115,3 @@ LION_8BIT_STEP_ = Operator(
     f" {_NUMBERS}) -> ()",
     _check_8bit_step,
 )
-
-
-@LION_STEP_.fake
-def _nothing(
-    parameter: Tensor,  # noqa: ARG001  the operator's signature
-    gradient: Tensor,  # noqa: ARG001
-    exp_avg: Tensor,  # noqa: ARG001
-    lr: float,  # noqa: ARG001
-    beta1: float,  # noqa: ARG001
-    beta2: float,  # noqa: ARG001
-    weight_decay: float,  # noqa: ARG001
-) -> None:
-    return None
-
-
-@LION_8BIT_STEP_.fake
-def _nothing_8bit(
-    parameter: Tensor,  # noqa: ARG001  the operator's signature
-    gradient: Tensor,  # noqa: ARG001
-    state1: Tensor,  # noqa: ARG001
-    absmax1: Tensor,  # noqa: ARG001
-    lr: float,  # noqa: ARG001
-    beta1: float,  # noqa: ARG001
-    beta2: float,  # noqa: ARG001
-    weight_decay: float,  # noqa: ARG001
-) -> None:
-    return None

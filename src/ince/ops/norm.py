@@ -242,15 +242,3 @@ def _input_grad_shape(
     offset: float,  # noqa: ARG001
 ) -> Tensor:
     return x.new_empty(x.shape)
-
-
-@RMS_NORM_ADD_INPUT_GRAD_.fake
-def _nothing(
-    residual: Tensor,  # noqa: ARG001  the operator's signature
-    dy: Tensor,  # noqa: ARG001
-    x: Tensor,  # noqa: ARG001
-    weight: Tensor,  # noqa: ARG001
-    rstd: Tensor,  # noqa: ARG001
-    offset: float,  # noqa: ARG001
-) -> None:
-    return None

@@ -54,6 +54,10 @@ def _refuse_gradient(ctx: Any, *grads: Any) -> None:  # noqa: ARG001
     )
 
 
+def _nothing(*args: Any) -> None:
+    """Results without data of an operator that only writes into its arguments."""
+
+
 NO_SECOND_GRADIENT = Autograd(_keep_nothing, _refuse_gradient)
 """For operators that are the gradient of another one."""
 
@@ -93,6 +97,8 @@ class Operator:
                 self.autograd.backward,
                 setup_context=self.autograd.setup_context,
             )
+        if not schema.returns:
+            self.fake(_nothing)
 
     @property
     def qualified_name(self) -> str:
@@ -113,7 +119,10 @@ class Operator:
         return register
 
     def fake(self, shapes: Callable[_P, _R]) -> Callable[_P, _R]:
-        """Register the decorated function as what makes results without data."""
+        """Register the decorated function as what makes results without data.
+
+        An operator without results has none to make, and needs none.
+        """
         torch.library.register_fake(self.qualified_name, self._checked(shapes))
         return shapes
 

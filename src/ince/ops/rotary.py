@@ -170,8 +170,3 @@ def _turned_shapes(
 ) -> tuple[Tensor, Tensor]:
     first, second = (x.new_empty((x.shape[0], x.shape[2], x.shape[1], x.shape[3])) for x in (q, k))
     return first, second
-
-
-@ROPE_.fake
-def _nothing(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> None:  # noqa: ARG001
-    return None
