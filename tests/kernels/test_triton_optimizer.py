@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ince.ops import reference
-from ince.ops.triton import backend, optimizer
+from ince.ops.triton import backend, optimizer, proven
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is made for Linux alone")
 
@@ -23,7 +23,7 @@ NUMBERS = (1e-2, 0.9, 0.99, 0.1)
 def _nothing_tried(monkeypatch):
     monkeypatch.setattr(backend, "_reasons", {})
     monkeypatch.setattr(backend, "_failed", {})
-    monkeypatch.setattr(optimizer, "_compared", {})
+    monkeypatch.setattr(proven, "_differences", {})
 
 
 def arguments():

@@ -11,7 +11,7 @@ import torch
 
 from ince.errors import InputError
 from ince.ops import reference
-from ince.ops.triton import backend, training
+from ince.ops.triton import backend, proven, training
 from ince.ops.triton.training import OPERATORS
 from ince.ops.triton.training_proof import cases, results
 
@@ -27,7 +27,7 @@ NUMBERS = {"eps": "fp32", "offset": "fp32", "scale": "fp32", "softcap": "fp32"}
 def _nothing_tried(monkeypatch):
     monkeypatch.setattr(backend, "_reasons", {})
     monkeypatch.setattr(backend, "_failed", {})
-    monkeypatch.setattr(training, "_compared", set())
+    monkeypatch.setattr(proven, "_differences", {})
 
 
 @pytest.mark.parametrize("module, name", MODULES)

@@ -10,6 +10,7 @@ work: that is said once in the log, and by `status`.
     tables              constants in a device's memory
     proof               what a device must show first
     backend             registration, and the reference as the way out
+    proven              the same for what proves itself at its first call
 
     norm, gated, rotary, cross_entropy    kernels of training, and what starts them
     training, training_proof              their registration, and what they must show
