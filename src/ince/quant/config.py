@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from collections.abc import Mapping
 from typing import Any, Final, Literal, Self, cast
 
 import torch
@@ -11,12 +10,11 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from ince.errors import ConfigError, Problem, did_you_mean
+from ince.mistakes import check_options
 from ince.ops import BLOCKSIZES
 
 __all__ = ["QUANT_METHOD", "NF4Config"]
@@ -105,22 +103,9 @@ class NF4Config(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _report_all_mistakes(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if not isinstance(data, Mapping):
-            return handler(data)
-        values = dict(cast("Mapping[str, object]", data))
-        problems: list[Problem] = []
-        for name in sorted(set(values) - set(cls.model_fields), key=str):
-            suggestion = did_you_mean(name, cls.model_fields)
-            problems.append(Problem(str(name), "no such option", suggestion))
-            del values[name]
-        try:
-            config = handler(values)
-        except ValidationError as error:
-            problems += [_problem(detail) for detail in error.errors()]
-        else:
-            if not problems:
-                return config
-        raise ConfigError("the NF4 config has mistakes", problems=problems)
+        return check_options(
+            cls, data, handler, what="the NF4 config has mistakes", whole="NF4Config"
+        )
 
     @field_validator("blocksize")
     @classmethod
@@ -147,11 +132,3 @@ class NF4Config(BaseModel):
         if not all(value):
             raise ValueError("an empty name matches no module")
         return value
-
-
-def _problem(detail: Mapping[str, object]) -> Problem:
-    location = cast("tuple[object, ...]", detail["loc"])
-    what = str(detail["msg"]).removeprefix("Value error, ")
-    return Problem(
-        ".".join(map(str, location)), f"{what[:1].lower()}{what[1:]}, got {detail['input']!r}"
-    )

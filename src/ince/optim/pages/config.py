@@ -3,21 +3,20 @@
 The section `pages` of a recipe, and the argument of the optimizers that page.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from ince.errors import ConfigError, InputError, Problem, did_you_mean
+from ince.errors import InputError
+from ince.mistakes import check_options
 from ince.units import format_bytes, parse_bytes
 
 __all__ = ["MIN_PAGE_BYTES", "PagesConfig"]
@@ -87,26 +86,4 @@ class PagesConfig(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _report_all_mistakes(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if not isinstance(data, Mapping):
-            return handler(data)
-        values = dict(cast("Mapping[str, object]", data))
-        problems: list[Problem] = []
-        for name in sorted(set(values) - set(cls.model_fields), key=str):
-            suggestion = did_you_mean(name, cls.model_fields)
-            problems.append(Problem(str(name), "no such option", suggestion))
-            del values[name]
-        try:
-            config = handler(values)
-        except ValidationError as error:
-            problems += [_problem(detail) for detail in error.errors()]
-        else:
-            if not problems:
-                return config
-        raise ConfigError("the pages have mistakes", problems=problems)
-
-
-def _problem(detail: Mapping[str, object]) -> Problem:
-    location = ".".join(map(str, cast("tuple[object, ...]", detail["loc"])))
-    what = str(detail["msg"]).removeprefix("Value error, ")
-    got = f", got {detail['input']!r}" if location else ""
-    return Problem(location or "pages", f"{what[:1].lower()}{what[1:]}{got}")
+        return check_options(cls, data, handler, what="the pages have mistakes", whole="pages")
