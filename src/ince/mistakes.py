@@ -7,12 +7,12 @@ from pydantic import BaseModel, ModelWrapValidatorHandler, ValidationError
 
 from ince.errors import ConfigError, Problem, did_you_mean
 
-__all__ = ["check_options"]
+__all__ = ["name_all_mistakes"]
 
 _Config = TypeVar("_Config", bound=BaseModel)
 
 
-def check_options(
+def name_all_mistakes(
     cls: type[_Config],
     data: object,
     handler: ModelWrapValidatorHandler[_Config],

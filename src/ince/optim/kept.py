@@ -4,7 +4,7 @@ Only a page, or one tensor of a parameter, is in memory at once, however much st
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,16 @@ from ince.optim.pages.page import Page
 from ince.optim.rules import Slot
 from ince.optim.stretches import in_order, like
 
-__all__ = ["Kept", "StateEntry", "fill", "flat_state", "matching_groups", "read_slot", "step_of"]
+__all__ = [
+    "Kept",
+    "StateEntry",
+    "fill",
+    "flat_state",
+    "matching_groups",
+    "parts_by_parameter",
+    "read_slot",
+    "step_of",
+]
 
 
 @dataclass(eq=False)
@@ -158,3 +167,23 @@ def matching_groups(
     for group in saved:
         check_options(group, of=of)
     return saved
+
+
+def parts_by_parameter(
+    names: Iterable[str], parameters: Mapping[str, Tensor]
+) -> dict[str, list[str]]:
+    """Of names such as ``NAME.exp_avg``, the last words for each parameter that has any.
+
+    Raises:
+        CorruptFileError: of parameters that there are not.
+    """
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        of, _, part = name.rpartition(".")
+        parts.setdefault(of, []).append(part)
+    unknown = sorted(set(parts) - set(parameters))
+    if unknown:
+        raise CorruptFileError(
+            "optimizer moments of unknown parameters", got=", ".join(unknown[:5])
+        )
+    return parts

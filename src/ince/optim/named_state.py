@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ince.errors import CorruptFileError
+from ince.optim.kept import parts_by_parameter
 from ince.optim.paged import PagedOptimizer
 
 __all__ = ["StateTensor", "load_optimizer_state", "optimizer_state", "state_tensors"]
@@ -81,7 +82,7 @@ def load_optimizer_state(
     if isinstance(optimizer, PagedOptimizer):
         optimizer.load_entries(parameters, list(state), lambda name: state[name])
         return
-    parts = _by_parameter(state, parameters)
+    parts = parts_by_parameter(state, parameters)
     found: dict[nn.Parameter, dict[str, Tensor]] = {}
     for name, its in parts.items():
         moments = {moment: state[f"{name}.{moment}"] for moment in its}
@@ -101,22 +102,6 @@ def load_optimizer_state(
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     by_number = {n: found[p] for n, p in zip(numbers, held, strict=True) if p in found}
     optimizer.load_state_dict({"state": by_number, "param_groups": groups})
-
-
-def _by_parameter(
-    state: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
-) -> dict[str, list[str]]:
-    """The moments of each parameter that has any."""
-    parts: dict[str, list[str]] = {}
-    for key in state:
-        name, _, moment = key.rpartition(".")
-        parts.setdefault(name, []).append(moment)
-    unknown = sorted(set(parts) - set(parameters))
-    if unknown:
-        raise CorruptFileError(
-            "optimizer moments of unknown parameters", got=", ".join(unknown[:5])
-        )
-    return parts
 
 
 def _check_moments(name: str, moments: Mapping[str, Tensor], parameter: nn.Parameter) -> None:

@@ -18,7 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from ince.errors import ConfigError, CorruptFileError, Problem, TrainingError
-from ince.optim.kept import Kept, StateEntry, fill, flat_state, matching_groups, read_slot, step_of
+from ince.optim.kept import (
+    Kept,
+    StateEntry,
+    fill,
+    flat_state,
+    matching_groups,
+    parts_by_parameter,
+    read_slot,
+    step_of,
+)
 from ince.optim.options import check_options
 from ince.optim.pages import PagesConfig, PageStore, PagesUsage
 from ince.optim.pages.carrier import Carrier, carrier_of
@@ -303,15 +312,7 @@ class PagedOptimizer(torch.optim.Optimizer):
                 tensor is read, no step is taken until a state was loaded.
             DiskFullError: the file of pages has no room on its disk; the same.
         """
-        parts: dict[str, list[str]] = {}
-        for name in names:
-            of, _, part = name.rpartition(".")
-            parts.setdefault(of, []).append(part)
-        unknown = sorted(set(parts) - set(parameters))
-        if unknown:
-            raise CorruptFileError(
-                "optimizer moments of unknown parameters", got=", ".join(unknown[:5])
-            )
+        parts = parts_by_parameter(names, parameters)
         for name, its in parts.items():
             if "step" not in its:
                 raise CorruptFileError("an optimizer moment is missing", where=f"{name}.step")

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from ince.mistakes import check_options
+from ince.mistakes import name_all_mistakes
 from ince.ops import BLOCKSIZES
 
 __all__ = ["QUANT_METHOD", "NF4Config"]
@@ -103,7 +103,7 @@ class NF4Config(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _report_all_mistakes(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        return check_options(
+        return name_all_mistakes(
             cls, data, handler, what="the NF4 config has mistakes", whole="NF4Config"
         )
 

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from ince.errors import InputError
-from ince.mistakes import check_options
+from ince.mistakes import name_all_mistakes
 from ince.units import format_bytes, parse_bytes
 
 __all__ = ["MIN_PAGE_BYTES", "PagesConfig"]
@@ -86,4 +86,4 @@ class PagesConfig(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _report_all_mistakes(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        return check_options(cls, data, handler, what="the pages have mistakes", whole="pages")
+        return name_all_mistakes(cls, data, handler, what="the pages have mistakes", whole="pages")
