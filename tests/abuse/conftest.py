@@ -3,6 +3,7 @@
 import multiprocessing
 import random
 import resource
+import subprocess
 import time
 import traceback
 from collections.abc import Callable
@@ -101,3 +102,24 @@ def survives():
 def mutate():
     """The function that spoils valid bytes."""
     return mutated
+
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A folder on a file system of so many bytes as the test's module calls SIZE."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = f"size={request.module.SIZE}"
+    try:
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        pytest.skip("there is no mount command here")
+    if mounted.returncode:
+        pytest.skip(f"a file system may not be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

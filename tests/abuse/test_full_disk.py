@@ -9,7 +9,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
 
 import pytest
 import torch
@@ -25,22 +24,6 @@ from ince.train.checkpoint import latest_checkpoint
 from ince.train.stored_tensors import write_group
 
 SIZE = 2 << 20
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a file system of 2 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command here")
-    if mounted.returncode:
-        pytest.skip(f"a file system may not be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(folder):

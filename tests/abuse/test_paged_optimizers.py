@@ -13,6 +13,8 @@ from torch import nn
 from ince.errors import ConfigError, CorruptFileError, DiskFullError, TrainingError
 from ince.optim import PagedAdamW, PagesConfig
 
+SIZE = 128 << 10  # of the small disk
+
 
 def make(directory, **budgets):
     drawn = torch.Generator().manual_seed(0)
@@ -120,22 +122,6 @@ def test_a_page_of_something_else_is_noticed(tmp_path):
     assert same(weights, parameters)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a file system of 128 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command here")
-    if mounted.returncode:
-        pytest.skip(f"a file system may not be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def test_a_full_disk_is_said_before_the_first_step(small_disk):
     parameters, optimizer = make(small_disk)
     weights = [p.detach().clone() for p in parameters]
@@ -203,6 +189,8 @@ import os, signal, sys, time
 import torch
 from pathlib import Path
 from ince.optim import PagedAdamW, PagesConfig
+
+SIZE = 128 << 10  # of the small disk
 
 weight = torch.nn.Parameter(torch.ones(5000))
 pages = PagesConfig(memory=0, page_bytes=4096, directory=Path(sys.argv[1]))

@@ -1,34 +1,18 @@
 """Benchmarks run, and write every figure they promise; how large the figures are is not judged."""
 
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 LIBRARIES = ("ince", "peft")
 MIXES = ("1 adapter", "4 adapters", "16 adapters", "zipf")
 
 
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory):
+def figures(figures_of):
     """Of `benchmarks/lora_ops.py --quick`, on tiny models."""
-    path = tmp_path_factory.mktemp("benchmark") / "figures.json"
-    done = subprocess.run(
-        [sys.executable, "benchmarks/lora_ops.py", "--quick", "--json", str(path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(path.read_text(encoding="utf-8"))
+    found, _ = figures_of("lora_ops", timeout=110)
+    return found
 
 
 def is_figure(value):

@@ -3,32 +3,16 @@
 Which format is better in perplexity is not judged: the model is a tiny one, drawn at random.
 """
 
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 SHIPPED = ("NF4", "NF4 + DQ", "NF4 + DQ, searched", "FP4", "INT4")
 
 
 @pytest.mark.long
-def test_every_format_has_its_error_and_its_perplexity(tmp_path):
-    path = tmp_path / "figures.json"
-    done = subprocess.run(
-        [sys.executable, "benchmarks/nf4_quality.py", "--quick", "--json", str(path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(path.read_text(encoding="utf-8"))
+def test_every_format_has_its_error_and_its_perplexity(figures_of):
+    figures, _ = figures_of("nf4_quality", timeout=600)
     errors = figures["error"]
     # Of normal weights the order does not hang on the draw.
     mse = {name: errors[name]["normal"]["mse"] for name in SHIPPED}

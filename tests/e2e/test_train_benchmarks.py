@@ -3,7 +3,6 @@
 import importlib
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,22 +13,6 @@ from ince.data.conversation import Conversation, Message
 from ince.data.template import Encoder
 
 ROOT = Path(__file__).parents[2]
-
-
-def figures_of(program, path, *options):
-    """What `program --quick` writes, and what it prints."""
-    command = [sys.executable, f"benchmarks/{program}.py", "--quick", *options, "--json", str(path)]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(path.read_text(encoding="utf-8")), done.stdout
 
 
 def is_figure(value):
@@ -43,9 +26,9 @@ def training(monkeypatch):
     return lambda name: importlib.import_module(f"training.{name}")
 
 
-def test_a_step_is_told_part_by_part_beside_its_bound(tmp_path):
+def test_a_step_is_told_part_by_part_beside_its_bound(figures_of):
     options = ("--steps", "1", "--rows", "2x192", "--dtype", "float32")
-    figures, said = figures_of("train_profile", tmp_path / "figures.json", *options)
+    figures, said = figures_of("train_profile", *options, timeout=600)
     parts = {part: sum(times.values()) for part, times in figures["parts"].items()}
     assert {"matrix products", "LoRA", "head and loss", "optimizer"} <= set(parts)
     assert all(is_figure(seconds) for seconds in parts.values())
@@ -57,9 +40,9 @@ def test_a_step_is_told_part_by_part_beside_its_bound(tmp_path):
 
 
 @pytest.mark.long
-def test_ince_is_timed_beside_its_bound_where_there_are_no_peers(tmp_path):
+def test_ince_is_timed_beside_its_bound_where_there_are_no_peers(figures_of):
     options = ("--libraries", "ince", "--only", "speed", "--dtype", "float32")
-    figures, said = figures_of("train_cpu", tmp_path / "figures.json", *options)
+    figures, said = figures_of("train_cpu", *options, timeout=600)
     found = figures["speed"]["ince"]
     assert is_figure(found["targets_per_second"])
     assert found["targets_per_second"] < found["tokens_per_second"]
@@ -74,9 +57,9 @@ def test_ince_is_timed_beside_its_bound_where_there_are_no_peers(tmp_path):
 
 
 @pytest.mark.long
-def test_each_seed_is_judged_on_held_out_chats(tmp_path):
+def test_each_seed_is_judged_on_held_out_chats(figures_of):
     options = ("--libraries", "ince", "--only", "loss", "--seeds", "2", "--dtype", "float32")
-    figures, _ = figures_of("train_cpu", tmp_path / "figures.json", *options, "--lr", "5e-3")
+    figures, _ = figures_of("train_cpu", *options, "--lr", "5e-3", timeout=600)
     first, second = figures["loss"]["losses"]["ince"]
     assert first != second
     assert max(first, second) < figures["loss"]["base"]

@@ -1,0 +1,33 @@
+"""Benchmarks as programs: run with ``--quick``, and what they wrote."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def figures_of(tmp_path_factory):
+    """A function: what ``benchmarks/PROGRAM.py --quick`` writes, and what it prints."""
+
+    def run(program, *options, timeout):
+        path = tmp_path_factory.mktemp("figures") / "figures.json"
+        command = [sys.executable, f"benchmarks/{program}.py", "--quick", *options]
+        done = subprocess.run(
+            [*command, "--json", str(path)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(path.read_text(encoding="utf-8")), done.stdout
+
+    return run
