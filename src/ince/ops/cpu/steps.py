@@ -16,6 +16,7 @@ import ince.ops.reference as reference
 from ince.ops.adamw import ADAMW_8BIT_STEP_, ADAMW_STEP_, adamw_factors
 from ince.ops.cpu.library import Library, active
 from ince.ops.cpu.tables import DTYPES, byte_map_address
+from ince.ops.gaps import copy_back
 from ince.ops.lion import LION_8BIT_STEP_, LION_STEP_
 
 __all__ = ["adamw_8bit_step_", "adamw_step_", "lion_8bit_step_", "lion_step_"]
@@ -69,17 +70,15 @@ def adamw_step_(
     if library is None:
         reference.adamw_step_(parameter, gradient, exp_avg, exp_avg_sq, *numbers)
         return
-    tensors = (parameter, gradient, exp_avg, exp_avg_sq)
-    whole = [tensor.contiguous() for tensor in tensors]
-    flat = [tensor.view(-1) for tensor in whole]
+    written = (parameter, exp_avg, exp_avg_sq)
+    whole = [tensor.contiguous() for tensor in written]
+    flat = [tensor.view(-1) for tensor in (whole[0], gradient.contiguous(), *whole[1:])]
     factors = adamw_factors(*numbers)
     for start in range(0, parameter.numel(), _PIECE):
         p, g, first, second = (tensor[start : start + _PIECE] for tensor in flat)
         _step(library, _MOMENTS, factors, p, g, (first, second))
         _step(library, _PARAMETER, factors, p, g, (first, second.sqrt()))
-    for tensor, copy in zip(tensors, whole, strict=True):
-        if copy is not tensor and tensor is not gradient:
-            tensor.copy_(copy)
+    copy_back(written, whole)
 
 
 @ADAMW_8BIT_STEP_.backend("cpu")
@@ -180,6 +179,4 @@ def _step(
         *factors,
     )
     library.step(ctypes.addressof(args), torch.get_num_threads())
-    for tensor, copy in zip(written, whole, strict=True):
-        if copy is not tensor:
-            tensor.copy_(copy)
+    copy_back(written, whole)

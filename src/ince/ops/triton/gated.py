@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ince.ops.gaps import copy_back
 from ince.ops.triton.start import start
 
 __all__ = ["gated_activation", "gated_activation_backward_", "gated_activation_grad"]
@@ -140,9 +141,7 @@ def gated_activation_backward_(dh: Tensor, gate: Tensor, up: Tensor, kind: str) 
     """See `ince.ops.gated_activation_backward_`."""
     flat = [tensor.contiguous() for tensor in (dh, gate, up)]
     _grads(flat, flat, kind, with_h=True)
-    for tensor, result in zip((dh, gate, up), flat, strict=True):
-        if tensor is not result:
-            tensor.copy_(result)
+    copy_back((dh, gate, up), flat)
 
 
 def gated_activation_grad(dh: Tensor, gate: Tensor, up: Tensor, kind: str) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ Nothing here looks for a GPU: the kernels run where their tensors are, and throu
 interpreter on the CPU. Importing this needs Triton; `optimizer` does so at the first call.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ import ince.ops.reference as reference
 from ince.ops.adamw import adamw_factors
 from ince.ops.codes import STATE_BLOCKSIZE
 from ince.ops.eight_bit import num_blocks
+from ince.ops.gaps import copy_back
 from ince.ops.triton.start import start
 from ince.ops.triton.steps import (
     adamw_8bit_kernel,
@@ -78,7 +78,7 @@ def adamw_step_(
     factors = adamw_factors(step, lr, beta1, beta2, eps, weight_decay)
     count = parameter.numel()
     _by_numbers(adamw_kernel, whole[0], gradient.contiguous(), *whole[1:], count, *factors)
-    _copy_back(written, whole)
+    copy_back(written, whole)
 
 
 def adamw_8bit_step_(
@@ -103,7 +103,7 @@ def adamw_8bit_step_(
     count = parameter.numel()
     first, *rest = whole
     _by_blocks(adamw_8bit_kernel, first, gradient.contiguous(), *rest, *maps, count, *factors)
-    _copy_back(written, whole)
+    copy_back(written, whole)
 
 
 def lion_step_(
@@ -121,7 +121,7 @@ def lion_step_(
     factors = (1 - lr * weight_decay, 1 - beta1, 1 - beta2, -lr)
     count = parameter.numel()
     _by_numbers(lion_kernel, whole[0], gradient.contiguous(), whole[1], count, *factors)
-    _copy_back(written, whole)
+    copy_back(written, whole)
 
 
 def lion_8bit_step_(
@@ -142,7 +142,7 @@ def lion_8bit_step_(
     count = parameter.numel()
     first, *rest = whole
     _by_blocks(lion_8bit_kernel, first, gradient.contiguous(), *rest, *maps, count, *factors)
-    _copy_back(written, whole)
+    copy_back(written, whole)
 
 
 def _by_blocks(kernel: Any, *args: Any) -> None:
@@ -158,9 +158,3 @@ def _by_numbers(kernel: Any, *args: Any) -> None:
     if programs:
         with torch.cuda.device_of(args[0]):
             start(kernel, (programs,), *args, TILE=_TILE)
-
-
-def _copy_back(written: Sequence[Tensor], whole: Sequence[Tensor]) -> None:
-    for tensor, copy in zip(written, whole, strict=True):
-        if copy is not tensor:
-            tensor.copy_(copy)
