@@ -13,6 +13,8 @@
     ├── DiskFullError          exit 1  no space left; nothing half-written stays behind
     ├── TrainingError          exit 1  a run cannot go on
     ├── OutOfMemoryError       exit 1  not even one row fits into memory
+    ├── QueueFullError         exit 1  a server has as much to do as it takes on
+    ├── DrainingError          exit 1  a server is stopping, and takes no new requests
     ├── ProofError             exit 3  a proof or check did not hold
     └── InterruptedRunError    exit 130  stopped by Ctrl-C after saving
 
@@ -29,6 +31,7 @@ __all__ = [
     "CorruptFileError",
     "DataError",
     "DiskFullError",
+    "DrainingError",
     "InceError",
     "InputError",
     "InterruptedRunError",
@@ -38,6 +41,7 @@ __all__ = [
     "Problem",
     "ProofError",
     "QuantError",
+    "QueueFullError",
     "TemplateError",
     "TrainingError",
     "did_you_mean",
@@ -208,6 +212,27 @@ class TrainingError(InceError):
 
 class OutOfMemoryError(InceError):
     """Not even one row, of an evaluation or of answers, fits into memory."""
+
+
+class QueueFullError(InceError):
+    """A server has as much to do as it takes on; `retry_after` seconds from now it may have less."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        retry_after: float = 1.0,
+        where: object = None,
+        got: object = None,
+        expected: object = None,
+        do: str | None = None,
+    ) -> None:
+        super().__init__(what, where=where, got=got, expected=expected, do=do)
+        self.retry_after = retry_after
+
+
+class DrainingError(InceError):
+    """A server is stopping: it finishes what it has, and takes no new requests."""
 
 
 class ProofError(InceError):
