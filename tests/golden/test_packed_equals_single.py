@@ -4,7 +4,7 @@ import torch
 
 from ince.data import DataConfig, attention_mask, collate, load_split, pack_rows
 from ince.data.turkish import build_instructions, read_treebanks
-from ince.models import attention_argument, load_model, logits_only_at, packed_row_attention
+from ince.models import attention_inputs, load_model, logits_only_at, packed_row_attention
 
 
 def test_logits_of_a_packed_row_are_those_of_its_examples_alone(tmp_path, smollm2_folder):
@@ -17,13 +17,11 @@ def test_logits_of_a_packed_row_are_those_of_its_examples_alone(tmp_path, smollm
     num_alone = sum(example.num_tokens for example in split.examples)
     assert sum(row.num_tokens for row in rows) < 0.8 * num_alone
     batch = collate(rows, 2)
-    mask = attention_argument(model, attention_mask(batch), batch.position_ids)
+    inputs = attention_inputs(model, attention_mask(batch), batch.position_ids)
     row_index, place = (batch.labels != -100).nonzero(as_tuple=True)
     # With gradients, so that the attention used in training is what is compared.
     with packed_row_attention(model), logits_only_at(model, row_index, place - 1):
-        packed = model(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=mask
-        ).logits[0]
+        packed = model(input_ids=batch.input_ids, **inputs).logits[0]
     documents = batch.document_ids[row_index, place]
     num_compared = 0
     # Packing keeps the order within a row, and `sources` tells which example is which.

@@ -139,7 +139,10 @@ def _show_packed(
             tokenizer,
             progress=lambda done, total: report("reading rows", done, total),
         )
-    rows = pack_rows(split.examples, range(len(split.examples)), config.max_length)
+    examples = split.examples
+    rows = pack_rows(
+        examples, range(len(examples)), config.max_length, share=config.share_beginnings
+    )
     if number > len(rows):
         raise InputError(
             f"there is no packed row {number}", where=file, expected=f"1 to {len(rows)}"

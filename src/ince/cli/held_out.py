@@ -84,7 +84,9 @@ def read_held_out(
 
     split = load_split(config.train, config, tokenizer)
     examples = split.examples
-    rows = pack_rows(examples, range(len(examples)), config.max_length)
+    rows = pack_rows(
+        examples, range(len(examples)), config.max_length, share=config.share_beginnings
+    )
     pad_id = tokenizer.pad_token_id
     batches = tuple(
         collate(rows[start : start + _ROWS_AT_ONCE], pad_id if isinstance(pad_id, int) else 0)

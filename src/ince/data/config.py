@@ -38,6 +38,10 @@ class DataConfig(BaseModel):
     packing: bool = True
     """Several examples share a row, and do not see each other."""
 
+    share_beginnings: bool = True
+    """Examples of a row that begin alike, with a system message for instance, have these tokens
+    once, and all of them see it. FlashAttention cannot: it wants false."""
+
     loss_on: LossOn = "assistant"
     """Which tokens are learnt: those of every assistant turn, of the last one, of the completion
     (in rows of prompt and completion), or all.

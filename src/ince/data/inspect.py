@@ -224,9 +224,10 @@ def _token_facts(rows: EncodedRows, config: DataConfig) -> TokenFacts | None:
     examples = [example for _, example in rows.examples]
     whole = [LongRow(number, num_tokens) for number, num_tokens in rows.lengths]
     lengths = sorted(row.num_tokens for row in whole)
-    packed = PackingFacts.of(
-        pack_rows(examples, range(len(examples)), config.max_length), config.max_length
+    packed_rows = pack_rows(
+        examples, range(len(examples)), config.max_length, share=config.share_beginnings
     )
+    packed = PackingFacts.of(packed_rows, config.max_length)
     return TokenFacts(
         num_examples=len(examples),
         num_tokens=sum(example.num_tokens for example in examples),

@@ -29,11 +29,13 @@ class Row:
     """Examples that stand in one row of a batch, in order."""
 
     examples: tuple[Example, ...]
+    share: bool = True
+    """Whether those that begin alike share their beginning."""
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """What stands where; shared beginnings once."""
-        return segments_of(self.examples)
+        return segments_of(self.examples, share=self.share)
 
     @cached_property
     def num_tokens(self) -> int:
@@ -82,7 +84,9 @@ class PackingFacts:
         return text
 
 
-def pack_rows(examples: Sequence[Example], order: Sequence[int], max_length: int) -> list[Row]:
+def pack_rows(
+    examples: Sequence[Example], order: Sequence[int], max_length: int, *, share: bool = True
+) -> list[Row]:
     """The examples of `order`, each whole in one row of at most `max_length` tokens.
 
     A function of its arguments alone.
@@ -91,6 +95,7 @@ def pack_rows(examples: Sequence[Example], order: Sequence[int], max_length: int
         examples: to choose from.
         order: indices into `examples`.
         max_length: tokens of a row.
+        share: examples of a row share what they begin with.
 
     Raises:
         DataError: an example is longer than a row, or empty.
@@ -105,13 +110,14 @@ def pack_rows(examples: Sequence[Example], order: Sequence[int], max_length: int
             )
     rows: list[Row] = []
     for start in range(0, len(order), _WINDOW):
-        rows += _pack_window([examples[i] for i in order[start : start + _WINDOW]], max_length)
+        window = [examples[i] for i in order[start : start + _WINDOW]]
+        rows += _pack_window(window, max_length, share)
     return rows
 
 
-def _pack_window(window: Sequence[Example], max_length: int) -> list[Row]:
-    shared = agreements(window)
+def _pack_window(window: Sequence[Example], max_length: int, share: bool) -> list[Row]:
     num = len(window)
+    shared = agreements(window) if share else np.zeros((num, num), dtype=np.int32)
     # Of each row: its room, and what each example would find in it.
     room = np.full(num, max_length)
     found = np.zeros((num, num), dtype=np.int32)
@@ -127,7 +133,7 @@ def _pack_window(window: Sequence[Example], max_length: int) -> list[Row]:
         room[chosen] += found[chosen, place] - example.num_tokens
         np.maximum(found[chosen], shared[place], out=found[chosen])
         members[chosen].append(place)
-    rows = [Row(tuple(window[place] for place in row)) for row in members]
+    rows = [Row(tuple(window[place] for place in row), share) for row in members]
     for row, left_over in zip(rows, room.tolist(), strict=False):
         # Known here; found anew it would need the segments of every row of an epoch.
         vars(row)["num_tokens"] = max_length - left_over

@@ -49,8 +49,16 @@ def num_shareable(example: Example) -> int:
         return example.num_tokens - 1
 
 
-def segments_of(examples: Sequence[Example]) -> tuple[Segment, ...]:
-    """The segments of a row, each after its parent; every example ends in one of its own."""
+def segments_of(examples: Sequence[Example], *, share: bool = True) -> tuple[Segment, ...]:
+    """The segments of a row, each after its parent; every example ends in one of its own.
+
+    Without `share` each example is one segment, beside the others.
+    """
+    if not share:
+        return tuple(
+            Segment(index, 0, example.num_tokens, -1, shared=False)
+            for index, example in enumerate(examples)
+        )
     limits = [num_shareable(example) for example in examples]
     segments: list[Segment] = []
     # A group agrees on all tokens before `start`, which end in segment `parent`.

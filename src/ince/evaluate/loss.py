@@ -19,7 +19,7 @@ from torch.nn import functional
 from ince.data import IGNORED, Batch, attention_mask
 from ince.errors import DataError
 from ince.infer import Parts, evaluating
-from ince.models import attention_argument, logits_only_at
+from ince.models import attention_inputs, logits_only_at
 
 __all__ = ["DocumentLoss", "LossResult", "heldout_loss", "target_losses"]
 
@@ -117,8 +117,7 @@ def _document_losses(model: nn.Module, batch: Batch) -> list[DocumentLoss]:
         model,
         batch.input_ids,
         batch.labels,
-        attention_mask=attention_argument(model, attention_mask(batch), batch.position_ids),
-        position_ids=batch.position_ids,
+        **attention_inputs(model, attention_mask(batch), batch.position_ids),
     )
     # Documents are numbered from 1; 0 is padding and what several share, without targets.
     documents_N = batch.document_ids[index_N2[:, 0], index_N2[:, 1]]

@@ -5,7 +5,8 @@ tokenizers and chat templates are transformers'; what is ours is finding the fil
 checking them, and never holding more than the finished model and one tensor in memory.
 """
 
-from ince.models.attention import attention_argument
+from ince.models.attention import attention_inputs
+from ince.models.attention_choice import AttentionChoice, choose_attention
 from ince.models.fused import FusedReport, fused
 from ince.models.load import choose_device, load_model, load_tokenizer
 from ince.models.packaged import PACKAGED_MODELS
@@ -17,10 +18,12 @@ from ince.models.target_logits import logits_only_at
 
 __all__ = [
     "PACKAGED_MODELS",
+    "AttentionChoice",
     "FusedReport",
     "OutputHead",
     "ResolvedModel",
-    "attention_argument",
+    "attention_inputs",
+    "choose_attention",
     "choose_device",
     "fused",
     "hidden_only_at",

@@ -135,6 +135,7 @@ def _planned(session: Planned) -> RunPlan:
     steps = StepPlan(
         session.train_split.examples,
         packing=data.packing,
+        share_beginnings=data.share_beginnings,
         max_length=data.max_length,
         batch_tokens=train.batch_tokens,
         epochs=train.epochs,

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ince.data.config import DataConfig
 from ince.files import sha256_bytes
+from ince.models import AttentionChoice
 from ince.recipe.yaml_text import dump_yaml
 from ince.train.config import NOT_OF_THE_RESULT, TrainConfig
 
@@ -73,6 +74,11 @@ class ModelSection(BaseModel):
     compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Type of the activations and of the products. ``auto``: bfloat16, and float32 on a
     processor that only emulates it."""
+
+    attention: AttentionChoice = "auto"
+    """How attention is computed: ``sdpa``, ``eager``, ``flex_attention`` or, on a GPU where it is
+    installed, ``flash_attention_2`` or ``3``. ``auto``: what the model's class takes, and on a CPU
+    ince's own kernel for packed rows."""
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,3})?)$")
     """``auto`` takes an accelerator when there is one."""

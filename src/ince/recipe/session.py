@@ -21,7 +21,7 @@ from ince.errors import OutputError
 from ince.evaluate import heldout_loss
 from ince.files import write_text
 from ince.infer import Parts, generate
-from ince.models import ResolvedModel, load_model, packed_row_attention, resolve
+from ince.models import ResolvedModel, choose_attention, load_model, packed_row_attention, resolve
 from ince.quant import expanded, packed_modules
 from ince.recipe.plan import note_truth, plan_run
 from ince.recipe.progress import RunProgress
@@ -227,13 +227,15 @@ class Session:
     ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
         section = self.recipe.model
         with self.progress.bars() as report:
-            return load_model(
+            model, tokenizer = load_model(
                 resolved,
                 quantization=section.to_nf4_config(),
                 dtype=section.torch_dtype,
                 device=section.device,
                 progress=report,
             )
+        choose_attention(model, section.attention, training=True)
+        return model, tokenizer
 
     def _load_split(self, path: str) -> Split:
         with self.progress.bars() as report:
@@ -261,11 +263,11 @@ class Session:
         if self.eval_split is None:
             return []
         examples = self.eval_split.examples
-        config = self.recipe.train
+        config, data = self.recipe.train, self.recipe.data
         order = range(len(examples))
         rows = (
-            pack_rows(examples, order, self.recipe.data.max_length)
-            if self.recipe.data.packing
+            pack_rows(examples, order, data.max_length, share=data.share_beginnings)
+            if data.packing
             else single_rows(examples, order)
         )
         # A forward without gradients takes little; the rectangle of a step fits for certain.
@@ -333,6 +335,7 @@ class Session:
                 run_dir=self.folder,
                 recipe_digest=self._run_digest(),
                 packing=self.recipe.data.packing,
+                share_beginnings=self.recipe.data.share_beginnings,
                 max_length=self.recipe.data.max_length,
                 pad_id=self.pad_id,
                 observer=observer,

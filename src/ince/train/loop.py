@@ -64,6 +64,7 @@ def train(
     run_dir: Path,
     recipe_digest: str,
     packing: bool,
+    share_beginnings: bool = True,
     max_length: int,
     pad_id: int,
     observer: Observer,
@@ -85,6 +86,7 @@ def train(
         run_dir: where log.jsonl and checkpoints/ are.
         recipe_digest: kept in each checkpoint; one of another recipe is refused.
         packing: several examples to a row.
+        share_beginnings: of those in one row.
         max_length: of a row, in tokens.
         pad_id: token that fills short rows.
         observer: is told what happens.
@@ -106,6 +108,7 @@ def train(
     plan = StepPlan(
         examples,
         packing=packing,
+        share_beginnings=share_beginnings,
         max_length=max_length,
         batch_tokens=config.batch_tokens,
         epochs=config.epochs,

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ince.data import IGNORED, Batch, attention_mask
-from ince.models import attention_argument, hidden_only_at, logits_only_at, output_head
+from ince.models import attention_inputs, hidden_only_at, logits_only_at, output_head
 from ince.train.linear_cross_entropy import linear_cross_entropy
 
 __all__ = ["target_loss"]
@@ -25,8 +25,7 @@ def target_loss(model: nn.Module, batch: Batch) -> Tensor:
     targets_N = batch.labels[rows_N, before_N + 1]
     inputs = {
         "input_ids": batch.input_ids,
-        "position_ids": batch.position_ids,
-        "attention_mask": attention_argument(model, attention_mask(batch), batch.position_ids),
+        **attention_inputs(model, attention_mask(batch), batch.position_ids),
         "use_cache": False,
     }
     head = output_head(model)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ince.data import IGNORED, Batch, Row, attention_mask, collate
 from ince.errors import ProofError
-from ince.models import attention_argument, logits_only_at
+from ince.models import attention_inputs, logits_only_at
 from ince.record import RunRecord
 from ince.train.steps import StepPlan
 
@@ -137,8 +137,7 @@ def _logits(model: nn.Module, batch: Batch) -> dict[int, Tensor]:
     with torch.enable_grad(), logits_only_at(model, rows_N, before_N):
         logits = model(
             input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=attention_argument(model, attention_mask(batch), batch.position_ids),
+            **attention_inputs(model, attention_mask(batch), batch.position_ids),
             use_cache=False,
         ).logits[0]
     documents = batch.document_ids[rows_N, before_N + 1]

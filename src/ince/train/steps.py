@@ -24,6 +24,7 @@ class StepPlan:
         examples: Sequence[Example],
         *,
         packing: bool,
+        share_beginnings: bool = True,
         max_length: int,
         batch_tokens: int,
         epochs: float,
@@ -32,6 +33,7 @@ class StepPlan:
     ) -> None:
         self._examples = examples
         self._packing = packing
+        self._share = share_beginnings
         self._max_length = max_length
         self._batch_tokens = batch_tokens
         self._seed = seed
@@ -51,7 +53,7 @@ class StepPlan:
         if epoch not in self._passes:
             order = epoch_order(len(self._examples), self._seed, epoch)
             rows = (
-                pack_rows(self._examples, order, self._max_length)
+                pack_rows(self._examples, order, self._max_length, share=self._share)
                 if self._packing
                 else single_rows(self._examples, order)
             )

@@ -11,6 +11,7 @@ def test_the_defaults_are_those_of_the_design():
         "format": "auto",
         "max_length": 1024,
         "packing": True,
+        "share_beginnings": True,
         "loss_on": "assistant",
         "system": None,
         "truncation": "right",

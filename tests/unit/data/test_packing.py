@@ -38,16 +38,18 @@ def tokens_of(row, index):
     )
 
 
-@given(drawn=st.lists(examples(), max_size=30), seed=st.integers(0, 5))
-def test_packing_loses_no_token_and_no_row_is_too_long(drawn, seed):
+@given(drawn=st.lists(examples(), max_size=30), seed=st.integers(0, 5), share=st.booleans())
+def test_packing_loses_no_token_and_no_row_is_too_long(drawn, seed, share):
     every = named(drawn)
-    rows = pack_rows(every, epoch_order(len(every), seed, 0), MAX_LENGTH)
+    rows = pack_rows(every, epoch_order(len(every), seed, 0), MAX_LENGTH, share=share)
     packed = [e.source for row in rows for e in row.examples]
     assert sorted(packed) == sorted(e.source for e in every)
     for row in rows:
         assert 0 < row.num_tokens <= MAX_LENGTH
         for index, example in enumerate(row.examples):
             assert tokens_of(row, index) == example.input_ids
+        if not share:
+            assert row.num_tokens == sum(example.num_tokens for example in row.examples)
 
 
 class TokenTree:
