@@ -1,0 +1,91 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ince.errors import InputError
+from ince.serve.engine.fairness import TenantCounters
+
+
+@settings(max_examples=20)
+@given(
+    prompts=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    answers=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    weight=st.sampled_from([1.0, 2.0]),
+)
+def test_the_work_of_two_who_always_wait_differs_by_a_bound(simulation, prompts, answers, weight):
+    server = simulation(
+        num_blocks=64, max_batch_tokens=40, max_running=4, weights={"b": weight}, max_logits=99
+    )
+    work = {"a": 0.0, "b": 0.0}
+    done: dict[int, int] = {}  # tokens of a prompt that were computed once
+    # The most that one may be ahead by: prompts that were charged, and answers under way.
+    bound = 2 * max(*prompts, 2.0 * 4 * max(answers)) + 2 * 40
+    for _ in range(80):
+        for tenant, prompt, answer in zip("ab", prompts, answers, strict=True):
+            for _ in range(6 - server.scheduler.waiting.by_tenant[tenant]):
+                server.add([1] * prompt, max_tokens=answer, tenant=tenant, every_logit=True)
+        before = {s.arrival: s.num_generated for s in server.live}
+        for row in server.step().rows:
+            sequence = row.sequence
+            reached = min(row.start + row.count, sequence.num_prompt)
+            known = done.get(sequence.arrival, 0)
+            done[sequence.arrival] = max(known, reached)
+            outputs = sequence.num_generated - before[sequence.arrival]
+            charge = done[sequence.arrival] - known + 2 * outputs
+            work[sequence.tenant] += charge / (weight if sequence.tenant == "b" else 1.0)
+        assert abs(work["a"] - work["b"]) <= bound
+
+
+def test_a_flood_does_not_delay_another_tenant(simulation):
+    server = simulation(num_blocks=200, max_batch_tokens=40, max_running=8)
+    for _ in range(300):
+        server.add([1] * 20, max_tokens=30, tenant="flood")
+    for _ in range(40):
+        server.step()
+    waits = []
+    for _ in range(10):
+        sequence = server.add([2] * 10, max_tokens=5, tenant="calm")
+        start = server.num_steps
+        while sequence not in server.done:
+            server.step()
+        waits.append(server.num_steps - start)
+    # Reading and answering take 5 steps alone: a row is had soon, whoever floods.
+    assert max(waits) <= 9
+
+
+def test_being_away_saves_up_no_credit():
+    counters = TenantCounters()
+    counters.arrives("a")
+    counters.charge("a", inputs=1000)
+    counters.arrives("b")
+    assert counters.counter("b") == 1000
+    counters.leaves("a")
+    counters.charge("b", inputs=500)
+    counters.leaves("b")
+    counters.arrives("c")
+    assert counters.counter("c") == 1500
+
+
+def test_outputs_count_twice_and_weights_divide():
+    counters = TenantCounters({"b": 4.0})
+    counters.charge("a", inputs=3, outputs=2)
+    counters.charge("b", inputs=3, outputs=2)
+    assert counters.counter("a") == 7
+    assert counters.counter("b") == 7 / 4
+
+
+def test_counters_of_tenants_long_gone_are_swept_out():
+    counters = TenantCounters()
+    for i in range(10_000):
+        counters.arrives(f"t{i}")
+        counters.charge(f"t{i}", inputs=1)
+        counters.leaves(f"t{i}")
+    assert len(counters._counters) < 4000
+    counters.arrives("t0")
+    assert counters.counter("t0") == 10_000
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("inf"), float("nan")])
+def test_a_weight_out_of_range_is_refused(weight):
+    with pytest.raises(InputError, match="weight is out of range"):
+        TenantCounters({"a": weight})
