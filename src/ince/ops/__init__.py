@@ -27,9 +27,12 @@ from ince.ops.four_bit import dequantize_4bit, quantize_4bit
 from ince.ops.gated import ACTIVATIONS, gated_activation, gated_activation_backward_
 from ince.ops.linear import gemv_4bit, linear_4bit
 from ince.ops.lion import lion_8bit_step_, lion_step_
+from ince.ops.lora_segments import add_lora_segments_
 from ince.ops.native import native_dtype
 from ince.ops.norm import rms_norm, rms_norm_add_input_grad_, rms_norm_input_grad
+from ince.ops.paged_attention import paged_attention
 from ince.ops.rotary import rope, rope_, rope_input_grad
+from ince.ops.write_kv import write_kv_
 
 __all__ = [
     "ACTIVATIONS",
@@ -41,6 +44,7 @@ __all__ = [
     "STATE_BLOCKSIZE",
     "adamw_8bit_step_",
     "adamw_step_",
+    "add_lora_segments_",
     "attention_tiles",
     "code_of",
     "cpu",
@@ -60,6 +64,7 @@ __all__ = [
     "native_dtype",
     "packed_attention",
     "packed_attention_backward",
+    "paged_attention",
     "quantize_4bit",
     "quantize_8bit",
     "quantize_absmax",
@@ -71,4 +76,5 @@ __all__ = [
     "rope_",
     "rope_input_grad",
     "triton",
+    "write_kv_",
 ]

@@ -20,7 +20,9 @@ from ince.ops.reference.gated import (
     gated_activation_grad,
 )
 from ince.ops.reference.linear import gemv_4bit, linear_4bit, linear_4bit_input_grad
+from ince.ops.reference.lora_segments import add_lora_segments_
 from ince.ops.reference.norm import rms_norm, rms_norm_add_input_grad_, rms_norm_input_grad
+from ince.ops.reference.paged_attention import paged_attention
 from ince.ops.reference.rotary import rope, rope_, rope_input_grad
 from ince.ops.reference.steps import (
     adamw_8bit_step_,
@@ -28,10 +30,12 @@ from ince.ops.reference.steps import (
     lion_8bit_step_,
     lion_step_,
 )
+from ince.ops.reference.write_kv import write_kv_
 
 __all__ = [
     "adamw_8bit_step_",
     "adamw_step_",
+    "add_lora_segments_",
     "attention_tiles",
     "cross_entropy",
     "cross_entropy_grad_",
@@ -49,6 +53,7 @@ __all__ = [
     "lion_step_",
     "packed_attention",
     "packed_attention_backward",
+    "paged_attention",
     "quantize_4bit",
     "quantize_8bit",
     "quantize_absmax",
@@ -61,4 +66,5 @@ __all__ = [
     "rope",
     "rope_",
     "rope_input_grad",
+    "write_kv_",
 ]
