@@ -15,9 +15,14 @@ def _status(key):
     return int(text.split(f"{key}:")[1].split()[0]) * 1024
 
 
+def own_bytes():
+    """The process's own memory: private and shared, but no file's pages."""
+    return _status("RssAnon") + _status("RssShmem")
+
+
 class PeakMemory:
-    """Watches the process's own memory (``RssAnon``, no file's pages) by looking often; the
-    kernel keeps the peak of the resident set (``VmHWM``) itself."""
+    """Watches the process's own memory by looking often; the kernel keeps the peak of the resident
+    set (``VmHWM``) itself."""
 
     def __init__(self):
         self._own = 0
@@ -27,11 +32,11 @@ class PeakMemory:
 
     def _watch(self):
         while not self._over.wait(_BETWEEN_LOOKS):
-            self._own = max(self._own, _status("RssAnon"))
+            self._own = max(self._own, own_bytes())
 
     def figures(self):
         """Bytes: {"peak", "own_peak"}, of the whole process up to now."""
-        return {"peak": _status("VmHWM"), "own_peak": max(self._own, _status("RssAnon"))}
+        return {"peak": _status("VmHWM"), "own_peak": max(self._own, own_bytes())}
 
     def stop(self):
         """Look no more."""

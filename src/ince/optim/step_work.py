@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ince.optim.pages.layout import Piece
@@ -52,7 +53,7 @@ class StepWork:
         """Copy the parameters' values behind the page's states."""
         for piece, job in self._taking_part(page):
             values = job.stretches.values[piece.start : piece.start + piece.length]
-            piece.old_values(old).copy_(values, non_blocking=True)
+            _copy_down(values, piece.old_values(old))
 
     def put_back(self, page: Page, old: Tensor) -> None:
         """Give the parameters their values back."""
@@ -65,3 +66,13 @@ class StepWork:
             job = self._jobs.get(piece.item.key)  # pyright: ignore[reportArgumentType]
             if job is not None:
                 yield piece, job
+
+
+def _copy_down(values: Tensor, into: Tensor) -> None:
+    """From wherever values are to memory."""
+    if values.device.type == "cpu":
+        # By NumPy: PyTorch would copy in all threads, and wait for the one whose processor is
+        # busy reading and writing pages.
+        into.view(torch.uint8).numpy()[:] = values.view(torch.uint8).numpy()
+    else:
+        into.copy_(values, non_blocking=True)

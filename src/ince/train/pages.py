@@ -33,7 +33,7 @@ class PagesSection(BaseModel):
     """Of state in memory. At 0 it is only the four pages that are on their way."""
 
     file: Amount = Field(default="auto", union_mode="left_to_right")
-    """Of the file, in which every page has two places. 0: no file."""
+    """Of the file: two and a half times the state in it, in float32. 0: no file."""
 
     page_bytes: int = 4 * 2**20
     """Size of a page: what is moved at once."""

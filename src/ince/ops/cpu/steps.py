@@ -24,8 +24,8 @@ __all__ = ["adamw_8bit_step_", "adamw_step_", "lion_8bit_step_", "lion_step_"]
 # StepRule of kernels/training.h.
 _ADAMW, _MOMENTS, _PARAMETER, _LION = range(4)
 
-# Numbers of a piece: five arrays of them stay in the caches of two processors.
-_PIECE = 1 << 15
+# Numbers of a piece: five arrays of them stay in a cache that processors share, and calls are few.
+_PIECE = 1 << 18
 
 
 class _Args(ctypes.Structure):

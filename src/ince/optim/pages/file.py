@@ -12,6 +12,7 @@ import errno
 import os
 import tempfile
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -155,21 +156,13 @@ class PageFile:
             if size < self._size:
                 raise self._cut_off(size)
 
-    def forget(self, offset: int, size: int) -> None:
-        """The system need not keep these bytes in memory: they are not read again."""
-        if self._handle is not None and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._handle, offset, size, os.POSIX_FADV_DONTNEED)
-
     def close(self) -> None:
         """Let the file go; nothing of it remains."""
         if self._handle is not None:
-            os.close(self._handle)
+            self._closing()
             self._handle = None
         self._size = 0
         self._free.clear()
-
-    def __del__(self) -> None:
-        self.close()
 
     def _count(self, num_bytes: int) -> None:
         with self._lock:
@@ -178,6 +171,8 @@ class PageFile:
     def _opened(self) -> int:
         if self._handle is None:
             self._handle = self._open()
+            # Not __del__: when the interpreter ends, what that would call may be gone.
+            self._closing = weakref.finalize(self, os.close, self._handle)
         return self._handle
 
     def _open(self) -> int:

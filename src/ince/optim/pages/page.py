@@ -1,4 +1,9 @@
-"""A page: what it holds, where it is, and which of its two places in the file is in force."""
+"""A page: what it holds, where it is, and which of its two places in the file is in force.
+
+    in the file     [ states, stamp ][ states, stamp ][ stamp, old values ]
+
+The last place serves one step after the other: what is in it counts only until the step is whole.
+"""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -25,13 +30,18 @@ class Tier(Enum):
     FILE = "file"
 
 
+def _blocks(num_bytes: int) -> int:
+    """Rounded up to whole blocks of a disk."""
+    return -(-num_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
+
+
 @dataclass(slots=True, eq=False)
 class Page:
     """One page.
 
-    In the file it has two places, used in turn: the next version is written beside the one in
-    force, which is given up only when all pages of a step are written. Version 0 is all zeros
-    and was never written.
+    Its states have two places in the file, used in turn: the next version is written beside the
+    one in force, which is given up only when all pages of a step are written. Version 0 is all
+    zeros and was never written.
     """
 
     number: int
@@ -42,18 +52,28 @@ class Page:
     held: Tensor | None = None
     """Its bytes, on the device or in memory; None in the file."""
     place: int | None = None
-    """Offset of its two places in the file."""
+    """Offset of its places in the file."""
     version: int = 0
 
     @property
-    def place_bytes(self) -> int:
-        """Of one place in the file."""
-        return -(-self.plan.total_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
+    def file_bytes(self) -> int:
+        """Of its places in the file, all together."""
+        return 2 * self._version_bytes + _blocks(STAMP_BYTES + self.plan.old_bytes)
 
-    def place_of(self, version: int) -> int:
+    @property
+    def _version_bytes(self) -> int:
+        return _blocks(self.plan.state_bytes + STAMP_BYTES)
+
+    def _place_of(self, version: int) -> int:
         """Offset of the place where this version is."""
         assert self.place is not None  # asked of pages in the file
-        return self.place + version % 2 * self.place_bytes
+        return self.place + version % 2 * self._version_bytes
+
+    @property
+    def _old_place(self) -> int:
+        """Offset of the parameters' old values, with a stamp of their own ahead of them."""
+        assert self.place is not None  # asked of pages in the file
+        return self.place + 2 * self._version_bytes
 
     def states(self, buffer: Tensor) -> Tensor:
         """The part of a buffer that holds the states."""
@@ -76,7 +96,7 @@ class Page:
             self.states(buffer).numpy().fill(0)
             return
         end = self.plan.state_bytes + STAMP_BYTES
-        file.read(self.place_of(self.version), buffer[:end])
+        file.read(self._place_of(self.version), buffer[:end])
         self._check(file, buffer, self.version)
 
     def store(self, file: PageFile, buffer: Tensor, *, with_old: bool) -> None:
@@ -87,26 +107,23 @@ class Page:
         """
         version = self.version + 1
         self._stamp(buffer)[:] = self.number, version
-        end = self.plan.total_bytes if with_old else self.plan.state_bytes + STAMP_BYTES
-        file.write(self.place_of(version), buffer[:end])
+        start, end = self.plan.state_bytes, self.plan.state_bytes + STAMP_BYTES
+        file.write(self._place_of(version), buffer[:end])
+        if with_old:
+            file.write(self._old_place, buffer[start : self.plan.total_bytes])
 
     def fetch_old(self, file: PageFile, buffer: Tensor) -> None:
-        """Read the parameters' old values, from the version that is not in force yet.
+        """Read the parameters' old values, as written with the version that is not in force yet.
 
         Raises:
             CorruptFileError: they cannot be read, or are not what was written.
         """
         start = self.plan.state_bytes
-        version = self.version + 1
-        file.read(self.place_of(version) + start, buffer[start : self.plan.total_bytes])
-        self._check(file, buffer, version)
+        file.read(self._old_place, buffer[start : self.plan.total_bytes])
+        self._check(file, buffer, self.version + 1)
 
-    def commit(self, file: PageFile) -> None:
+    def commit(self) -> None:
         """The next version, which was written, is in force."""
-        if self.version:
-            # What is obsolete need not be in the system's memory. The new version may stay there
-            # as long as nobody else needs the memory: it is read in the next step.
-            file.forget(self.place_of(self.version), self.place_bytes)
         self.version += 1
 
     def _stamp(self, buffer: Tensor) -> NDArray[np.int64]:

@@ -37,7 +37,7 @@ def place(pages: Sequence[Page], budgets: Budgets) -> list[Tier]:
         tiers = _fill(pages, budgets.device, budgets.memory, reserve=True)
     assert tiers is not None  # the file takes whatever is left
     needed = sum(
-        2 * page.place_bytes for page, tier in zip(pages, tiers, strict=True) if tier is Tier.FILE
+        page.file_bytes for page, tier in zip(pages, tiers, strict=True) if tier is Tier.FILE
     )
     if budgets.file is not None and needed > budgets.file:
         raise ConfigError(
@@ -46,7 +46,7 @@ def place(pages: Sequence[Page], budgets: Budgets) -> list[Tier]:
                 Problem(
                     "pages",
                     f"{format_bytes(needed)} are left over for a file of "
-                    f"{format_bytes(budgets.file)}, in which every page has two places",
+                    f"{format_bytes(budgets.file)}, in which every page has two places and one for old values of its weights",
                     "give more memory or a larger file",
                 )
             ],

@@ -36,7 +36,7 @@ class PagesUsage:
     file_bytes: int
     """State in the file."""
     disk_bytes: int
-    """What the file takes on the disk: every page has two places there."""
+    """What the file takes on the disk: every page is there twice, beside parameters' old values."""
     moved_bytes: int
     """Read from the file and written to it."""
     waited_seconds: float
@@ -214,7 +214,7 @@ class PageStore:
             for page, tier in zip(pages, tiers, strict=True)
             if tier is Tier.FILE and page.tier is not Tier.FILE
         ]
-        sizes = [2 * page.place_bytes for page in down]
+        sizes = [page.file_bytes for page in down]
         places = self._file.allot(sizes)
         for page, where in zip(down, places, strict=True):
             page.place, page.version = where, 0
@@ -259,7 +259,7 @@ class PageStore:
             page.carrier.settle()
             page.states(buffer).copy_(page.held)
             page.store(self._file, buffer, with_old=False)
-            page.commit(self._file)
+            page.commit()
         page.tier, page.held = Tier.FILE, None
 
     def _hold(self, page: Page, tier: Tier) -> None:
@@ -279,7 +279,7 @@ class PageStore:
 
     def _leave_file(self, page: Page) -> None:
         if page.place is not None:
-            self._file.give_back(page.place, 2 * page.place_bytes)
+            self._file.give_back(page.place, page.file_bytes)
             page.place, page.version = None, 0
 
 

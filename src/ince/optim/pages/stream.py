@@ -2,7 +2,8 @@
 
     1  a page is read into a buffer before its turn, on a thread
     2  the values of its parameters are kept behind its states; it takes its step
-    3  it is written, with those values, to its place that is not in force, on another thread
+    3  it is written to its place that is not in force, and those values to theirs, on another
+       thread
     4  when every page is written, the new places are in force, all at once
 
 When anything fails before 4, the parameters get their values back, from the buffers or from the
@@ -91,7 +92,7 @@ class FileStream:
             self._take_back(work, error)
             raise
         for page in pages:
-            page.commit(self._file)
+            page.commit()
         self._stepped.clear()
 
     def fetch_ahead(self, pages: Sequence[Page]) -> None:
@@ -125,7 +126,7 @@ class FileStream:
     def write(self, page: Page) -> None:
         """Write the page that is open, and put it in force."""
         page.store(self._file, self._buffers[0], with_old=False)
-        page.commit(self._file)
+        page.commit()
         self._opened = page, page.version
 
     def close(self) -> None:
