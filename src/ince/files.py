@@ -20,6 +20,7 @@ from typing import cast
 from ince.errors import CorruptFileError, DiskFullError, InputError, OutputError
 
 __all__ = [
+    "move_folder",
     "read_json",
     "remove_folder",
     "remove_leftovers",
@@ -39,6 +40,7 @@ _REFUSED = {
     errno.ELOOP,
     errno.ENAMETOOLONG,
     errno.ENOTDIR,
+    errno.ENOTEMPTY,
     errno.EPERM,
     errno.EROFS,
 }
@@ -227,6 +229,19 @@ def replace_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         _sync_folder(target.parent)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Rename a folder within one file system; it is durable when this returns.
+
+    Raises:
+        DiskFullError: nothing was moved.
+        InputError: the system refuses, or something is in the way.
+    """
+    with _full_disk(target), _write_errors(target):
+        source.replace(target)
+    _sync_folder(target.parent)
+    _sync_folder(source.parent)
 
 
 def remove_folder(folder: Path) -> None:

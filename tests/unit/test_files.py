@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from ince.errors import CorruptFileError, DiskFullError, InputError, OutputError
 from ince.files import (
+    move_folder,
     read_json,
     replace_file,
     replace_folder,
@@ -401,3 +402,15 @@ def test_digests(tmp_path):
     data = bytes(range(256)) * 10_000
     (tmp_path / "x").write_bytes(data)
     assert sha256_file(tmp_path / "x") == sha256_bytes(data) == hashlib.sha256(data).hexdigest()
+
+
+def test_a_folder_moves_whole_or_not_at_all(tmp_path):
+    write_text(tmp_path / "a" / "x", "1")
+    (tmp_path / "there").mkdir()
+    move_folder(tmp_path / "a", tmp_path / "there" / "b")
+    assert (tmp_path / "there" / "b" / "x").read_text() == "1"
+    assert not (tmp_path / "a").exists()
+    write_text(tmp_path / "c" / "x", "2")
+    with pytest.raises(InputError, match="not empty"):
+        move_folder(tmp_path / "c", tmp_path / "there" / "b")
+    assert (tmp_path / "c" / "x").read_text() == "2"
