@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["PieceDecoder", "stream"]
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+# Of a letter that is not whole there are three bytes at most, each of which may show as one mark.
+_MAX_UNFINISHED = 3
+# After so many tokens without a whole letter, what is not part of the last was never one.
+_MAX_HELD_TOKENS = 8
 
 
 class PieceDecoder:
@@ -37,6 +41,7 @@ class PieceDecoder:
         self._tokens: list[int] = []
         self._context = 0
         self._shown = 0
+        self._open = 0  # characters at the end of that text that are not out after all
 
     def add(self, token: int) -> str:
         """What can be shown now that `token` has come; often one word, sometimes nothing."""
@@ -50,10 +55,17 @@ class PieceDecoder:
     def _grown(self, *, final: bool) -> str:
         before = self._text(self._tokens[self._context : self._shown])
         now = self._text(self._tokens[self._context :])
-        if len(now) <= len(before) or (now.endswith(_UNFINISHED) and not final):
+        start, stop = len(before) - self._open, len(now)
+        if now.endswith(_UNFINISHED) and not final:
+            if len(self._tokens) - self._shown <= _MAX_HELD_TOKENS:
+                return ""
+            # Else a stream of broken letters would be decoded from its beginning at each token.
+            stop = max(len(now.rstrip(_UNFINISHED)), len(now) - _MAX_UNFINISHED)
+        if stop <= start:
             return ""
         self._context, self._shown = self._shown, len(self._tokens)
-        return now[len(before) :]
+        self._open = len(now) - stop
+        return now[start:stop]
 
     def _text(self, tokens: list[int]) -> str:
         return str(

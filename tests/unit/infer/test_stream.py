@@ -66,3 +66,24 @@ def test_bytes_that_never_become_a_letter_are_shown_at_the_end() -> None:
     decoder = PieceDecoder(BYTES)
     assert decoder.add(first) == ""
     assert decoder.finish() == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_stream_of_broken_letters_costs_no_more_for_each_than_one() -> None:
+    decoded: list[int] = []
+
+    class Counting:
+        def decode(self, tokens: list[int], **options) -> str:
+            decoded.append(len(tokens))
+            return str(BYTES.decode(tokens, **options))
+
+    first, last = BYTES("ğ")["input_ids"]
+    decoder = PieceDecoder(Counting())  # type: ignore[arg-type]
+    pieces = [decoder.add(token) for token in [first] * 200 + [last]]
+    assert "".join([*pieces, decoder.finish()]) == BYTES.decode([first] * 200 + [last])
+    assert max(decoded) < 40
+
+
+@given(st.lists(st.sampled_from(BYTES("ğ日👩x")["input_ids"]), max_size=60))
+def test_pieces_of_broken_letters(tokens: list[int]) -> None:
+    whole = BYTES.decode(tokens, clean_up_tokenization_spaces=False)
+    assert "".join(pieces_of(BYTES, tokens)) == whole
