@@ -53,7 +53,8 @@ def test_the_peak_of_a_step_falls_by_what_the_budget_says(tmp_path):
     )
     quarter, whole = map(int, done.stdout.split())
     left = budgets[1] - budgets[0]
-    assert 0.85 * left < whole - quarter < 1.1 * left
+    # Beside it come and go a few MB of threads and of what else a second optimizer takes.
+    assert 0.85 * left < whole - quarter < 1.3 * left
 
 
 def test_memory_is_zeros_until_it_is_written():
