@@ -215,7 +215,7 @@ class OutOfMemoryError(InceError):
 
 
 class QueueFullError(InceError):
-    """A server has as much to do as it takes on; `retry_after` seconds from now it may have less."""
+    """A server has as much to do as it takes on; in `retry_after` seconds it may have less."""
 
     def __init__(
         self,

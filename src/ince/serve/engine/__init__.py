@@ -4,3 +4,27 @@ Continuous batching over transformers' own model classes, which are not changed:
 stand one to a row, attention reads and writes blocks of a pool, and rows of different adapters
 share a step.
 """
+
+from ince.serve.engine.engine import Engine, EngineStats, Handle
+from ince.serve.engine.events import (
+    Event,
+    Failed,
+    Finished,
+    PromptLogprobs,
+    Started,
+    Token,
+)
+from ince.serve.engine.request import GenerationRequest
+
+__all__ = [
+    "Engine",
+    "EngineStats",
+    "Event",
+    "Failed",
+    "Finished",
+    "GenerationRequest",
+    "Handle",
+    "PromptLogprobs",
+    "Started",
+    "Token",
+]
