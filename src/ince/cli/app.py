@@ -73,6 +73,10 @@ COMMANDS: Mapping[str, CommandEntry] = MappingProxyType(
             "ince.cli.inspect:inspect", "what an adapter is made of, and what two of them share"
         ),
         "data": CommandEntry("ince.cli.data:data", "look at data as the model will see them"),
+        "registry": CommandEntry(
+            "ince.cli.registry:registry",
+            "adapters by content, under names, for tenants: what is served",
+        ),
         "env": CommandEntry(
             "ince.cli.env:env", "what this machine offers, and which kernels run on it"
         ),

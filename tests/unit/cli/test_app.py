@@ -9,6 +9,15 @@ import pytest
 from ince.cli import app, main
 from ince.errors import ConfigError, InceError, InterruptedRunError, Problem, ProofError
 
+LIMITS = {
+    "--requests-per-minute",
+    "--tokens-per-minute",
+    "--max-concurrent",
+    "--max-adapters",
+    "--max-bytes",
+    "--weight",
+    "--admin",
+}
 # The command line that people and programs rely on: a change here is a change for them.
 SURFACE = {
     "demo": {"--output", "--quick"},
@@ -74,6 +83,26 @@ SURFACE = {
         "--truncation",
         "--system",
     },
+    "registry put": {"--name", "--tenant", "--base-digest", "--registry"},
+    "registry list": {"--tenant", "--registry"},
+    "registry show": {"--tenant", "--registry"},
+    "registry alias": {"--tenant", "--registry"},
+    "registry rollback": {"--tenant", "--registry"},
+    "registry history": {"--tenant", "--registry"},
+    "registry remove": {"--tenant", "--registry"},
+    "registry gc": {"--dry-run", "--keep", "--min-age", "--registry"},
+    "registry verify": {"--registry"},
+    "registry audit": {"--last", "--registry"},
+    "registry tenant add": {"--allow", *LIMITS, "--registry"},
+    "registry tenant list": {"--registry"},
+    "registry tenant change": {*LIMITS, "--registry"},
+    "registry tenant remove": {"--registry"},
+    "registry tenant allow": {"--registry"},
+    "registry tenant disallow": {"--registry"},
+    "registry tenant usage": {"--since", "--registry"},
+    "registry key add": {"--label", "--registry"},
+    "registry key list": {"--registry"},
+    "registry key revoke": {"--registry"},
     "env": set(),
     "quantize": {
         "--out",
