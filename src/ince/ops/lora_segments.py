@@ -13,7 +13,7 @@ Shapes: N rows, D inputs, O outputs, G segments, R the rank of a segment.
 Source: S-LoRA, arXiv:2311.03285; Punica, arXiv:2310.18547. Their kernels pad to the largest rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ __all__ = [
     "BLOCK_DTYPES",
     "LAYOUT_COLUMNS",
     "add_lora_segments_",
+    "add_lora_segments_shortcut",
     "check_layout",
     "check_segments",
 ]
@@ -44,6 +45,15 @@ LAYOUT_COLUMNS = (
     "shift_offset",
 )
 """Of a layout, in their order."""
+
+_Shortcut = Callable[[Tensor, Tensor, Sequence[Tensor], Tensor], bool]
+_shortcuts: list[_Shortcut] = []
+
+
+def add_lora_segments_shortcut(function: _Shortcut) -> _Shortcut:
+    """Register a way past torch.library: it does the work, or nothing and returns False."""
+    _shortcuts.append(function)
+    return function
 
 
 def add_lora_segments_(y: Tensor, x: Tensor, blocks: Sequence[Tensor], layout: Tensor) -> None:
@@ -70,6 +80,10 @@ def add_lora_segments_(y: Tensor, x: Tensor, blocks: Sequence[Tensor], layout: T
 
     Arithmetic is float32, and a result is rounded once.
     """
+    if not torch.compiler.is_compiling():
+        for shortcut in _shortcuts:
+            if shortcut(y, x, blocks, layout):
+                return
     torch.ops.ince.add_lora_segments_.default(y, x, blocks, layout)
 
 

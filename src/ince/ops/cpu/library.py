@@ -58,6 +58,9 @@ class Library:
     step: Callable[..., object]
     quantize_8bit: Callable[..., int]
     dequantize_8bit: Callable[..., object]
+    paged_attention: Callable[..., int]
+    write_kv: Callable[..., int]
+    add_segments: Callable[..., int]
 
 
 @dataclass
@@ -195,6 +198,7 @@ def _load(path: Path) -> Library:
     tables = (_ADDRESS, _ADDRESS, _COUNT, _COUNT, _NUMBER)
     rotate = (_ADDRESS, _ADDRESS, _NUMBER, *tables, *(_COUNT,) * 4, _NUMBER, _NUMBER)
     losses = (_FLOAT, _FLOAT, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER)
+    packed = (ctypes.c_char_p, _NUMBER)
     return Library(
         instruction_sets=tuple(names.value.decode().split()),
         runs_in_threads=team is not None,
@@ -216,6 +220,10 @@ def _load(path: Path) -> Library:
         step=function("ince_step", _ADDRESS, _NUMBER),
         quantize_8bit=function("ince_quantize_8bit", _ADDRESS, _NUMBER, result=_NUMBER),
         dequantize_8bit=function("ince_dequantize_8bit", _ADDRESS, _NUMBER),
+        # Those of kernels/serving.h, each as packed bytes.
+        paged_attention=function("ince_paged_attention", *packed, result=_NUMBER),
+        write_kv=function("ince_write_kv", *packed, result=_NUMBER),
+        add_segments=function("ince_add_segments", *packed, result=_NUMBER),
     )
 
 

@@ -4,6 +4,7 @@
 // block into planes of bytes, so that one byte shuffle looks up 32 codes in each.
 
 #include "attention.h"
+#include "serving.h"
 #include "avx2_gemv.h"
 #include "training_set.h"
 
@@ -248,6 +249,6 @@ void dequantize(const DequantizeArgs& args, int64_t first, int64_t last) {
 
 const Kernels kAvx2 = {
     "avx2", quantize, dequantize, {&gemv::kProduct, nullptr}, &kTraining,
-    &kAttentionAvx2};
+    &kAttentionAvx2, &kServingAvx2};
 
 }  // namespace ince

@@ -2,6 +2,7 @@
 // from Zen 4 on.
 
 #include "attention.h"
+#include "serving.h"
 #include "avx512bf16_gemv.h"
 #include "avx512bf16_rows.h"
 #include "training_set.h"
@@ -15,6 +16,7 @@ const Kernels kAvx512Bf16 = {
     {&gemv_bf16::kProduct, &rows_bf16::kProduct, &gemv::kProduct, nullptr},
     &kTraining,
     &kAttentionAvx512Bf16,
+    &kServingAvx512,
 };
 
 }  // namespace ince

@@ -85,6 +85,7 @@ struct Product {
 
 struct Training;  // see training.h
 struct Attention;  // see attention.h
+struct Serving;  // see serving.h
 
 struct Kernels {
   const char* name;
@@ -95,6 +96,7 @@ struct Kernels {
   const Product* products[4];
   const Training* training;
   const Attention* attention;
+  const Serving* serving;
 };
 
 // Those in use.

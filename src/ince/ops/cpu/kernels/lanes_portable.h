@@ -27,6 +27,7 @@ struct Portable {
   static Vec add(Vec a, Vec b) { return a + b; }
   static Vec sub(Vec a, Vec b) { return a - b; }
   static Vec mul(Vec a, Vec b) { return a * b; }
+  static Vec div(Vec a, Vec b) { return a / b; }
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
   static Vec select(Ints yes, Vec a, Vec b) { return Vec((Ints(a) & yes) | (Ints(b) & ~yes)); }
   // b where either is no number.
@@ -46,6 +47,10 @@ struct Portable {
     return select(bytes != 0, a, b);
   }
   static float sum(Vec a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+  // The sum of each, side by side.
+  static void four_sums(Vec a, Vec b, Vec c, Vec d, float* to) {
+    to[0] = sum(a), to[1] = sum(b), to[2] = sum(c), to[3] = sum(d);
+  }
   static float largest(Vec a) {
     float found = a[0];
     for (int i = 1; i < 4; ++i) found = a[i] > found ? a[i] : found;

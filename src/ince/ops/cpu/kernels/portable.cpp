@@ -1,6 +1,7 @@
 // Any processor: plain C++.
 
 #include "attention.h"
+#include "serving.h"
 #include "scalar.h"
 #include "training_set.h"
 
@@ -21,6 +22,6 @@ void dequantize(const DequantizeArgs& args, int64_t first, int64_t last) {
 }  // namespace
 
 const Kernels kPortable = {"portable", quantize, dequantize, {nullptr}, &kTraining,
-                           &kAttentionPortable};
+                           &kAttentionPortable, &kServingPortable};
 
 }  // namespace ince
