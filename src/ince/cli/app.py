@@ -62,6 +62,9 @@ COMMANDS: Mapping[str, CommandEntry] = MappingProxyType(
             "ince.cli.evaluate:evaluate", "measure an adapter against its base, with intervals"
         ),
         "chat": CommandEntry("ince.cli.chat:chat", "talk to a model or an adapter"),
+        "serve": CommandEntry(
+            "ince.cli.serve:serve", "many adapters over one base, for OpenAI's clients"
+        ),
         "merge": CommandEntry(
             "ince.cli.merge:merge", "adapter and base to one 16-bit model, with the parity proof"
         ),

@@ -1,0 +1,289 @@
+"""``ince serve``: one base, many adapters, over OpenAI's routes."""
+
+import ipaddress
+import logging
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+
+from ince.cli.output import common_options, progress_console
+from ince.cli.target import QuantizeChoice, find_target, load_target
+from ince.errors import InputError
+from ince.units import parse_bytes
+
+if TYPE_CHECKING:
+    from ince.registry import Registry
+    from ince.serve.adapters import AdapterTiers
+
+__all__ = ["serve"]
+
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _bytes(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+    return None if value is None else parse_bytes(value)
+
+
+def _check_keys(registry: "Registry | None", host: str) -> bool:
+    """Whether keys are asked for.
+
+    Raises:
+        InputError: there are none, and others than this machine could ask.
+    """
+    has_keys = registry is not None and bool(registry.tenants.tenants())
+    if not has_keys and not _is_loopback(host):
+        raise InputError(
+            "a server without keys listens on this machine alone",
+            where="--host",
+            got=host,
+            do="add tenants and keys: ince registry tenant add NAME, ince registry key add NAME, "
+            "and serve with --registry; or leave --host out",
+        )
+    return has_keys
+
+
+def _require_packages() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "serving needs packages that are not installed",
+            got=error.name,
+            do="pip install 'ince[serve]'",
+        ) from error
+
+
+def _log_to_stderr(*, quiet: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name in ("ince", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.WARNING if quiet or name != "ince" else logging.INFO)
+        logger.propagate = False
+
+
+def _raise_file_limit() -> None:
+    """Let as many clients connect as the system allows."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+@click.command(epilog="Example: ince serve smollm2-135m-instruct --registry registry")
+@click.argument("base")
+@click.option(
+    "--adapters",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of adapters: each folder in it is one, under its own name. With --registry, "
+    "where adapters may be loaded from while serving.",
+)
+@click.option(
+    "--registry",
+    "registry_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Registry of adapters, tenants and keys.",
+)
+@click.option("--name", help="What requests call the base; BASE as it stands when not given.")
+@click.option("--quantize", type=click.Choice(["nf4", "none"]), help="Bits of the base, else 16.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any."
+)
+@click.option(
+    "--allow-host",
+    "allowed",
+    multiple=True,
+    help="Another name that this server goes by; more than once for several.",
+)
+@click.option(
+    "--slots",
+    type=click.IntRange(1, 4096),
+    default=32,
+    show_default=True,
+    help="Adapters on the device at once.",
+)
+@click.option(
+    "--adapter-memory", default="1GiB", show_default=True, callback=_bytes, help="Of adapters."
+)
+@click.option(
+    "--kv-memory", callback=_bytes, help="Of keys and values; a share of what is free if not given."
+)
+@click.option(
+    "--max-batch-tokens",
+    type=click.IntRange(min=2),
+    default=512,
+    show_default=True,
+    help="Of one step.",
+)
+@click.option(
+    "--max-running",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Answers written at once.",
+)
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(min=0),
+    default=1024,
+    show_default=True,
+    help="Requests that may wait; more get 429.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="Seconds that a request may take.",
+)
+@click.option(
+    "--drain-seconds",
+    type=click.FloatRange(min=0),
+    default=600.0,
+    show_default=True,
+    help="That what runs may take after SIGTERM.",
+)
+@click.option("--quiet", is_flag=True, help="No line for each request.")
+@common_options
+def serve(
+    base: str,
+    adapters: Path | None,
+    registry_folder: Path | None,
+    name: str | None,
+    quantize: QuantizeChoice | None,
+    device: str,
+    host: str,
+    port: int,
+    allowed: tuple[str, ...],
+    slots: int,
+    adapter_memory: int,
+    kv_memory: int | None,
+    max_batch_tokens: int,
+    max_running: int,
+    max_waiting: int,
+    timeout: float,
+    drain_seconds: float,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Serve BASE, and every adapter on it, over OpenAI's routes.
+
+    The `model` of a request names an adapter, or the base. Tenants and keys come from the
+    registry; without any the server answers this machine alone. SIGTERM finishes what runs and
+    ends with 0, a second one ends at once.
+    """
+    _require_packages()
+    from ince.infer.prompt import stop_tokens
+    from ince.registry import Registry
+    from ince.serve.adapters import AdapterTiers, serve_layers
+    from ince.serve.engine import Engine
+    from ince.serve.http import FolderDirectory, HttpSettings, create_app
+    from ince.serve.http.registry_view import RegistryShelf, RegistryTenants, RegistryView
+    from ince.serve.http.server import bind, make_server
+
+    console = progress_console()
+    with ExitStack() as stack:
+        registry = None
+        if registry_folder is not None:
+            registry = stack.enter_context(Registry(registry_folder))
+        has_keys = _check_keys(registry, host)
+        # Before minutes are spent on the model, not after.
+        socket = stack.enter_context(bind(host, port))
+        found = find_target(base, quantize=quantize)
+        if found.adapter is not None:
+            raise InputError(
+                "what is served is a base; adapters come from --adapters or --registry",
+                got=base,
+                do=f"ince serve {found.base} --adapters {found.adapter.parent}",
+            )
+        base_name = name or base
+        folder = FolderDirectory(adapters)
+        if registry is None:
+            folder.scan()
+        loaded = load_target(found, console, device=device)
+        tiers: AdapterTiers | None = None
+        if registry is not None or adapters is not None:
+            served = serve_layers(loaded.model)
+            stack.callback(served.close)
+            tiers = AdapterTiers(
+                served,
+                folder if registry is None else registry,
+                num_slots=slots,
+                memory_bytes=adapter_memory,
+            )
+            stack.callback(tiers.close)
+        weights = (
+            {each.name: each.weight for each in registry.tenants.tenants()} if registry else {}
+        )
+        engine = stack.enter_context(
+            Engine(
+                loaded.model,
+                loaded.tokenizer,
+                adapters=tiers,
+                kv_bytes=kv_memory,
+                max_batch_tokens=max_batch_tokens,
+                max_running=max_running,
+                max_waiting=max_waiting,
+                stop_tokens=stop_tokens(loaded.model, loaded.tokenizer),
+                tenant_weights=weights,
+            )
+        )
+        settings = HttpSettings(
+            base_name=base_name,
+            context_length=min(engine.context_length, engine.stats().kv_blocks_total * 16),
+            num_tokens=int(loaded.model.get_input_embeddings().weight.shape[0]),
+            timeout_seconds=timeout,
+            hosts=_hosts(host, allowed, has_keys=has_keys),
+        )
+        app = create_app(
+            engine,
+            loaded.tokenizer,
+            folder if registry is None else RegistryView(registry, base_name),
+            RegistryTenants(registry) if registry is not None and has_keys else None,
+            settings,
+            shelf=None if tiers is None else RegistryShelf(registry) if registry else folder,
+            loader=tiers,
+            adapters_folder=adapters,
+            num_slots=0 if tiers is None else slots,
+        )
+        _log_to_stderr(quiet=quiet)
+        _raise_file_limit()
+        server = make_server(app, engine, drain_seconds=drain_seconds)
+        shown = f"http://{host}:{socket.getsockname()[1]}"
+        server.on_ready = lambda: _say_ready(shown, console, base_name, as_json=as_json)
+        server.run(sockets=[socket])
+    return 0
+
+
+def _hosts(host: str, allowed: tuple[str, ...], *, has_keys: bool) -> frozenset[str]:
+    """Names that a request may call this server by; empty for any."""
+    if allowed or not has_keys:
+        return frozenset((*_LOOPBACK_NAMES, host, *allowed))
+    return frozenset()
+
+
+def _say_ready(url: str, console: Console, base_name: str, *, as_json: bool) -> None:
+    from ince.cli.output import print_json
+
+    if as_json:
+        print_json({"url": url, "model": base_name})
+    else:
+        console.print(f"serving {base_name} at {url}  (Ctrl-C stops)", markup=False)
