@@ -5,7 +5,7 @@ stand one to a row, attention reads and writes blocks of a pool, and rows of dif
 share a step.
 """
 
-from ince.serve.engine.engine import Engine, EngineStats, Handle
+from ince.serve.engine.engine import Engine, Handle
 from ince.serve.engine.events import (
     Event,
     Failed,
@@ -14,10 +14,13 @@ from ince.serve.engine.events import (
     Started,
     Token,
 )
+from ince.serve.engine.forward import EngineAdapters
 from ince.serve.engine.request import GenerationRequest
+from ince.serve.engine.stats import EngineStats
 
 __all__ = [
     "Engine",
+    "EngineAdapters",
     "EngineStats",
     "Event",
     "Failed",

@@ -10,10 +10,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ince.errors import AdapterError, DrainingError, InputError, QueueFullError
 from ince.infer import evaluating
@@ -21,81 +19,21 @@ from ince.serve.engine.blocks import BLOCK_SIZE, BlockPool
 from ince.serve.engine.capacity import choose_num_blocks, context_length
 from ince.serve.engine.events import Event
 from ince.serve.engine.flight import Flight
-from ince.serve.engine.forward import PagedForward, Segment, block_bytes, layer_shapes
+from ince.serve.engine.forward import EngineAdapters, PagedForward, block_bytes, layer_shapes
 from ince.serve.engine.proof import prove
 from ince.serve.engine.request import GenerationRequest
 from ince.serve.engine.runner import Runner
 from ince.serve.engine.schedule import Scheduler
-from ince.serve.engine.working_set import AdapterSlots
+from ince.serve.engine.stats import EngineStats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Engine", "EngineAdapters", "EngineStats", "Handle"]
+__all__ = ["Engine", "Handle"]
 
 _log = logging.getLogger("ince.serve")
 
 _MOST_RETRY_SECONDS = 60.0
-
-
-class EngineAdapters(AdapterSlots, Protocol):
-    """Adapters, and the model's layers that apply them; `ince.serve.adapters` has both."""
-
-    def use(
-        self, tokens: Sequence[Segment], wanted: Sequence[Segment]
-    ) -> AbstractContextManager[object]:
-        """Inside, in this thread, the model's layers apply these segments' adapters.
-
-        Args:
-            tokens: of all rows of the step.
-            wanted: of the rows that reach the output layer.
-        """
-        ...
-
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Call this, on any thread, when an adapter was loaded or could not be."""
-        ...
-
-    def stats(self) -> object:
-        """Counts and bytes of the tiers."""
-        ...
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """The engine at one moment; counts are since it was made.
-
-    Attributes:
-        running: sequences that run.
-        waiting: that wait.
-        running_by_adapter: digest to sequences; None is the base.
-        waiting_by_adapter: the same of those that wait.
-        kv_blocks_used: blocks of the KV cache that sequences use.
-        kv_blocks_total: of the cache.
-        prefix_hit_tokens: found in the cache instead of computed.
-        preemptions: times that a running sequence was put back.
-        steps: forwards of the model, failed ones not among them.
-        tokens: that went through the model.
-        generated_tokens: that were chosen.
-        step_seconds: in steps.
-        draining: no new requests are taken.
-        adapters: what the adapters' tiers say of themselves; None without adapters.
-    """
-
-    running: int
-    waiting: int
-    running_by_adapter: Mapping[str | None, int]
-    waiting_by_adapter: Mapping[str | None, int]
-    kv_blocks_used: int
-    kv_blocks_total: int
-    prefix_hit_tokens: int
-    preemptions: int
-    steps: int
-    tokens: int
-    generated_tokens: int
-    step_seconds: float
-    draining: bool
-    adapters: Any = None
 
 
 class Handle:
@@ -173,8 +111,7 @@ class Engine:
                 adapters=adapters,
                 weights=tenant_weights,
             )
-            use = None if adapters is None else adapters.use
-            self._forward = PagedForward(model, shapes, num_blocks, use)
+            self._forward = PagedForward(model, shapes, num_blocks, adapters)
             prove(model, self._forward, num_blocks)
             self._forward.open()
         except BaseException:

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,11 +22,35 @@ from ince.models import logits_only_at
 from ince.serve.engine.attention import LayerShape, StepTables, in_step, paged, survey
 from ince.serve.engine.blocks import BLOCK_SIZE
 from ince.serve.engine.schedule import StepRow
+from ince.serve.engine.working_set import AdapterSlots
 
-__all__ = ["PagedForward", "Segment", "Wanted", "block_bytes", "layer_shapes"]
+__all__ = ["EngineAdapters", "PagedForward", "Segment", "Wanted", "block_bytes", "layer_shapes"]
 
 Segment = tuple[Any, int, int]
 """(what is held of the adapter or None, first token, one past the last)."""
+
+
+class EngineAdapters(AdapterSlots, Protocol):
+    """Adapters, and the model's layers that apply them; `ince.serve.adapters` has both."""
+
+    def use(
+        self, tokens: Sequence[Segment], wanted: Sequence[Segment]
+    ) -> AbstractContextManager[object]:
+        """Inside, in this thread, the model's layers apply these segments' adapters.
+
+        Args:
+            tokens: of all rows of the step.
+            wanted: of the rows that reach the output layer.
+        """
+        ...
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call this, on any thread, when an adapter was loaded or could not be."""
+        ...
+
+    def stats(self) -> object:
+        """Counts and bytes of the tiers."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -96,8 +120,7 @@ class PagedForward:
         model: in evaluation; its attention is changed from `open` to `close`.
         shapes: of `layer_shapes`.
         num_blocks: of each pool.
-        use_adapters: a context in which the model's layers apply the adapters of these segments;
-            the second list is of the places where logits are wanted.
+        adapters: whose layers the model has; None for the base only.
     """
 
     def __init__(
@@ -105,13 +128,10 @@ class PagedForward:
         model: Any,
         shapes: dict[int, LayerShape],
         num_blocks: int,
-        use_adapters: Callable[
-            [Sequence[Segment], Sequence[Segment]], AbstractContextManager[object]
-        ]
-        | None = None,
+        adapters: EngineAdapters | None = None,
     ) -> None:
         self._model = model
-        self._use_adapters = use_adapters
+        self._adapters = adapters
         first: nn.Parameter = next(model.parameters())
         self._device = first.device
         dtype = model.get_input_embeddings().weight.dtype
@@ -175,9 +195,9 @@ class PagedForward:
         wanted = torch.tensor(step.wanted, dtype=torch.long, device=device)
         with contextlib.ExitStack() as inside:
             inside.enter_context(torch.inference_mode())
-            if self._use_adapters is not None:
+            if self._adapters is not None:
                 inside.enter_context(
-                    self._use_adapters(*_segments(rows, step.query_starts, step.wanted_starts))
+                    self._adapters.use(*_segments(rows, step.query_starts, step.wanted_starts))
                 )
             inside.enter_context(in_step(tables))
             inside.enter_context(logits_only_at(self._model, wanted, torch.zeros_like(wanted)))
