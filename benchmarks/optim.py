@@ -1,14 +1,14 @@
 """Optimizers whose state does not fit: full fine-tuning of SmolLM2-135M on a CPU, 1.08 GB of state.
 
-    python benchmarks/optim.py [--only paged,8bit,disk] [--rounds 3] [--rows 2x256]
-        [--directory DIR] [--json FILE] [--quick]
+    python benchmarks/optim.py [--only paged,8bit,disk] [--shares 100,25,10,0] [--rounds 3]
+        [--rows 2x256] [--directory DIR] [--json FILE] [--quick]
 
     paged   `PagedAdamW` with 100%, 25%, 10% and 0% of its state in memory and the rest in a
             file, beside `torch.optim.AdamW`: peak memory of the process's own, time of a step
             (forward, backward, update), and how much of it waits for the file
     8bit    `AdamW8bit` beside that of bitsandbytes
-    disk    the file read and written in order by plain system calls, which is what an update
-            with all state in the file has to move at least, beside that update alone
+    disk    an update with all state in the file by itself, beside as many bytes that plain
+            system calls read and write in order, through the system's cache and past it
 
 Each optimizer has a process of its own with its own copy of the model. They take turns, a step
 each, so that a machine that is shared disturbs all alike; ratios are of medians of the rounds
@@ -28,15 +28,15 @@ from training.machine import machine, occasion, print_facts, versions
 from training.turns import Gate, Worker, read_spec
 
 BASE = "smollm2-135m-instruct"
-SHARES = (1.0, 0.25, 0.1, 0.0)
+SHARES = "100,25,10,0"  # percent of the state in memory
 GROUPS = ("paged", "8bit", "disk")
 TORCH, EIGHT, PEER = "torch AdamW", "ince 8-bit", "bitsandbytes 8-bit"
 GOAL = 1.25  # time of a step at 10%, over that of torch's AdamW
 PAGE_BYTES = {False: 4 << 20, True: 64 << 10}  # by --quick
 
 
-def paged(share):
-    return f"{100 * share:.0f}% in memory"
+def paged(percent):
+    return f"{percent}% in memory"
 
 
 class Lineup:
@@ -81,7 +81,8 @@ def _figures(told):
 
 def measure_paged(lineup, arguments):
     workers = {TORCH: lineup.start(TORCH)}
-    workers |= {paged(share): lineup.start("paged " + paged(share), share) for share in SHARES}
+    for share in arguments.shares.split(","):
+        workers[paged(share)] = lineup.start("paged " + paged(share), float(share) / 100)
     found = lineup.measure(workers, arguments.rounds)
     for worker in workers.values():
         worker.stop()
@@ -98,20 +99,24 @@ def measure_8bit(lineup, arguments):
 
 def measure_disk(lineup, arguments, directory, num_bytes, piece_bytes):
     """An update with all state in the file, and the disk by itself, in turns."""
-    who = "paged " + paged(0.0) + ", updates alone"
+    who = "paged " + paged(0) + ", updates alone"
     worker = lineup.start(who, 0.0)
     worker.ask(go="update")  # makes the state
-    rates, copies = [], []
+    rates, copies = [], {"cached": [], "direct": []}
     before = worker.ask(go="update")
     for _ in range(arguments.rounds):
-        copies.append(sequential_copy_rate(directory, num_bytes, piece_bytes))
+        for how, each in copies.items():
+            copied = sequential_copy_rate(directory, num_bytes, piece_bytes, cached=how == "cached")
+            each.append(copied)
         told = worker.ask(go="update")
         moved = told["tiers"]["moved_bytes"] - before["tiers"]["moved_bytes"]
         rates.append(moved / told["update_seconds"])
         before = told
-        print(f"  update {rates[-1] / 1e6:.0f} MB/s, copy {copies[-1] / 1e6:.0f} MB/s", flush=True)
+        line = ", ".join(f"{how} copy {each[-1] / 1e6:.0f} MB/s" for how, each in copies.items())
+        print(f"  update {rates[-1] / 1e6:.0f} MB/s, {line}", flush=True)
     worker.stop()
-    return {"update_bytes_per_second": rates, "copy_bytes_per_second": copies}
+    named = {f"{how}_copy_bytes_per_second": each for how, each in copies.items()}
+    return {"update_bytes_per_second": rates} | named
 
 
 def run(arguments, place):
@@ -145,8 +150,8 @@ def show(found):
     """The tables, for a person."""
     if "paged" in found:
         each = found["paged"]
-        whole = each[paged(1.0)]["own_peak"]
-        print("paged: own peak, below 100% by, step over torch's, waiting for the file a step")
+        whole = each[TORCH]["own_peak"]
+        print("paged: own peak, below torch's by, step over torch's, waiting for the file a step")
         for who, figures in each.items():
             waited = statistics.median(figures.get("waited_seconds", [0.0]))
             print(
@@ -154,7 +159,8 @@ def show(found):
                 f"{(whole - figures['own_peak']) / 1e9:6.2f} GB "
                 f"{ratio(each, who, TORCH):6.3f} {waited:6.2f} s"
             )
-        print(f"  goal at 10%: at most {GOAL}, reached {ratio(each, paged(0.1), TORCH):.3f}")
+        if paged(10) in each:
+            print(f"  goal at 10%: at most {GOAL}, reached {ratio(each, paged(10), TORCH):.3f}")
     if "8bit" in found:
         each = found["8bit"]
         print("8 bits: own peak, update, update over bitsandbytes'")
@@ -166,9 +172,11 @@ def show(found):
             )
     if "disk" in found:
         rates = {name: statistics.median(values) for name, values in found["disk"].items()}
-        update, copy = rates["update_bytes_per_second"], rates["copy_bytes_per_second"]
-        print(f"disk: update {update / 1e6:.0f} MB/s, copy {copy / 1e6:.0f} MB/s", end=", ")
-        print(f"ratio {update / copy:.3f}")
+        update = rates.pop("update_bytes_per_second")
+        print(f"disk: update {update / 1e6:.0f} MB/s")
+        for name, copy in rates.items():
+            how = name.partition("_")[0]
+            print(f"  {how} copy {copy / 1e6:.0f} MB/s, update over it {update / copy:.3f}")
 
 
 def worker(path):
@@ -183,6 +191,7 @@ def worker(path):
 def main():
     parser = argparse.ArgumentParser(description="optimizers whose state does not fit")
     parser.add_argument("--only", default=",".join(GROUPS), help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("--shares", default=SHARES, help="percent of the state in memory")
     parser.add_argument("--rounds", type=int, default=3, help="after the first")
     parser.add_argument("--rows", default="2x256", help="rows x tokens of a step")
     parser.add_argument("--directory", type=Path, help="on the disk that is measured")

@@ -12,7 +12,7 @@ def test_tiers_disk_and_eight_bits_are_measured(figures_of):
     assert in_file == sorted(in_file)
     assert in_file[0] == 0 < in_file[1]
     assert all(each["seconds"][0] > 0 for each in paged.values())
-    assert figures["disk"]["copy_bytes_per_second"][0] > 0
-    assert figures["disk"]["update_bytes_per_second"][0] > 0
+    names = ("update", "cached_copy", "direct_copy")
+    assert all(figures["disk"][f"{name}_bytes_per_second"][0] > 0 for name in names)
     assert set(figures["8bit"]) == {"torch AdamW", "ince 8-bit", "bitsandbytes 8-bit"}
     assert "goal at 10%" in said
