@@ -4,11 +4,13 @@ import pytest
 
 
 @pytest.mark.long
+@pytest.mark.timeout(300)
 def test_tiers_disk_and_eight_bits_are_measured(figures_of):
-    options = ["--rounds", "1", "--rows", "1x64"]
-    figures, said = figures_of("optim", *options, timeout=110)
+    options = ["--rounds", "1", "--rows", "1x64", "--shares", "100,10"]
+    # Seven processes one after the other: half a minute, and several where a machine is shared.
+    figures, said = figures_of("optim", *options, timeout=280)
     paged = figures["paged"]
-    in_file = [paged[f"{share}% in memory"]["file_bytes"] for share in (100, 25, 10, 0)]
+    in_file = [paged[f"{share}% in memory"]["file_bytes"] for share in (100, 10)]
     assert in_file == sorted(in_file)
     assert in_file[0] == 0 < in_file[1]
     assert all(each["seconds"][0] > 0 for each in paged.values())
