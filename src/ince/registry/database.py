@@ -317,6 +317,8 @@ def _roll_back(connection: sqlite3.Connection) -> None:
 
 
 def _explain(error: sqlite3.Error, path: Path) -> InceError:
+    if isinstance(error, sqlite3.ProgrammingError):
+        return InceError("the registry was closed", where=path, got=str(error))
     code = getattr(error, "sqlite_errorcode", None)
     kind = code & 0xFF if isinstance(code, int) else None
     if kind == sqlite3.SQLITE_FULL or (
