@@ -170,4 +170,4 @@ def test_adapters_that_go_are_let_go_and_others_in_their_place_are_seen():
     del blocks
     gc.collect()
     assert gone() is None
-    assert lora_segments._Cell.adapters is None
+    assert lora_segments._CELL.adapters is None

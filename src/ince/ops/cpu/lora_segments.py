@@ -53,16 +53,23 @@ class _Adapters:
 class _Cell:
     """The adapters of the last call; those of the next layer are the same."""
 
-    adapters: _Adapters | None = None
+    __slots__ = ("adapters",)
+
+    def __init__(self) -> None:
+        self.adapters: _Adapters | None = None
 
 
-def _forget(_: ReferenceType[Tensor]) -> None:
-    _Cell.adapters = None
+_CELL = _Cell()
+
+
+# The cell is an argument as names of a module are gone before its last tensors at exit.
+def _forget(_: ReferenceType[Tensor], cell: _Cell = _CELL) -> None:
+    cell.adapters = None
 
 
 def _adapters_of(blocks: Sequence[Tensor]) -> _Adapters | None:
     """What the library is to know of `blocks`; None where it cannot take them."""
-    known = _Cell.adapters
+    known = _CELL.adapters
     if (
         known is not None
         and list(map(id, blocks)) == known.ids
@@ -74,7 +81,7 @@ def _adapters_of(blocks: Sequence[Tensor]) -> _Adapters | None:
         if not (is_flat and block.is_cpu and block.dtype in BLOCK_DTYPES) or block.is_neg():
             return None
     known = _Adapters(blocks)
-    _Cell.adapters = known
+    _CELL.adapters = known
     return known
 
 

@@ -145,6 +145,8 @@ void attend_few_of(const PagedArgs& args, int64_t index, int64_t first, int64_t 
   const int64_t padded = sizes.padded, stride = score_stride(args), width = padded + 16;
   const int64_t of_key_head = sizes.group * sequence.num_queries;
   const int64_t num_rows = args.num_key_heads * of_key_head;
+  const int64_t start = first * args.block_size, most = last * args.block_size;
+  const int64_t end = most < sequence.length ? most : sequence.length;
   const int64_t number_bytes = dtype == kFloat32 ? 4 : 2;
   float* queries = scratch;
   float* scores = queries + num_rows * padded;
@@ -154,59 +156,60 @@ void attend_few_of(const PagedArgs& args, int64_t index, int64_t first, int64_t 
                   row / sequence.num_queries, queries + row * padded);
     std::memset(sums + row * width, 0, std::size_t(padded) * sizeof(float));
   }
-  // use(rows of a head of the pool in a block, how many, key head, block) in order of memory.
-  const auto for_blocks = [&](const void* pool, const auto& use) {
-    for (int64_t block = first; block < last; ++block) {
-      const int64_t left = sequence.length - block * args.block_size;
-      const int64_t count = left < args.block_size ? left : args.block_size;
+  // use(type, rows of a head of the pool, how many, key head, first key) in order of memory, so
+  // many places at a time. The same places of the next block are asked for meanwhile.
+  const auto for_places = [&](const void* pool, int64_t step, const auto& use) {
+    for (int64_t key = first * args.block_size; key < end;) {
+      const int64_t block = key / args.block_size, place = key % args.block_size;
+      int64_t count = args.block_size - place;
+      count = count < step ? count : step;
+      count = count < end - key ? count : end - key;
+      const int64_t after = block + 1 < last ? sequence.blocks[block + 1] : -1;
       for (int64_t head = 0; head < args.num_key_heads; ++head) {
         const auto index_in = [&](int64_t of_block) {
-          return sequence.blocks[of_block] * args.block_size * sizes.token + head * args.width;
+          return (of_block * args.block_size + place) * sizes.token + head * args.width;
         };
-        if (block + 1 < last) {
-          const int64_t after = left - args.block_size;
-          expect_rows(pool, index_in(block + 1), sizes.token,
-                      after < args.block_size ? after : args.block_size, args.width,
-                      number_bytes);
+        if (after >= 0) {
+          expect_rows(pool, index_in(after), sizes.token, count, args.width, number_bytes);
         }
-        const PlaceRows rows{pool, index_in(block), sizes.token};
+        const PlaceRows rows{pool, index_in(sequence.blocks[block]), sizes.token};
         if (args.width == padded) {
-          use(std::integral_constant<DType, dtype>{}, rows, count, head, block);
+          use(std::integral_constant<DType, dtype>{}, rows, count, head, key);
           continue;
         }
-        for (int64_t place = 0; place < count; ++place) {
-          read_row<V>(pool, dtype, rows.index + place * rows.stride, args.width, padded,
-                      filled + place * padded);
+        for (int64_t i = 0; i < count; ++i) {
+          read_row<V>(pool, dtype, rows.index + i * rows.stride, args.width, padded,
+                      filled + i * padded);
         }
         use(std::integral_constant<DType, kFloat32>{}, PlaceRows{filled, 0, padded}, count, head,
-            block);
+            key);
       }
+      key += count;
     }
   };
-  for_blocks(args.k_pool, [&](auto type, const PlaceRows& k, int64_t count, int64_t head,
-                              int64_t block) {
+  for_places(args.k_pool, 4, [&](auto type, const PlaceRows& k, int64_t count, int64_t head,
+                                 int64_t key) {
     for_row_groups(of_key_head, [&](int64_t row, auto rows) {
       row += head * of_key_head;
       score_keys<V, type, rows>(queries + row * padded, k, count, padded,
-                                scores + row * stride + (block - first) * args.block_size, stride);
+                                scores + row * stride + key - start, stride);
     });
   });
-  const int64_t start = first * args.block_size;
   const int64_t held = ((last - first) * args.block_size + 15) / 16 * 16;
   for (int64_t row = 0; row < num_rows; ++row) {
     const int64_t position = sequence.position(row % sequence.num_queries);
-    float* end = sums + row * width + padded;
-    end[0] = -kInfinity;
-    end[1] = 0;
+    float* of_row = sums + row * width + padded;
+    of_row[0] = -kInfinity;
+    of_row[1] = 0;
     add_scores<V>(args, scores + row * stride, held, first_key_of(args, position) - start,
-                  position + 1 - start, end[0], end[1]);
+                  position + 1 - start, of_row[0], of_row[1]);
   }
-  for_blocks(args.v_pool, [&](auto type, const PlaceRows& v, int64_t count, int64_t head,
-                              int64_t block) {
+  for_places(args.v_pool, 8, [&](auto type, const PlaceRows& v, int64_t count, int64_t head,
+                                 int64_t key) {
     for_row_groups(of_key_head, [&](int64_t row, auto rows) {
       row += head * of_key_head;
-      weigh_values<V, type, rows>(scores + row * stride + (block - first) * args.block_size,
-                                  stride, v, count, padded, sums + row * width, width);
+      weigh_values<V, type, rows>(scores + row * stride + key - start, stride, v, count, padded,
+                                  sums + row * width, width);
     });
   });
 }
