@@ -12,12 +12,21 @@ from pathlib import Path
 import torch
 
 from ince.errors import AdapterError, CorruptFileError, InceError
-from ince.formats.adapter import ADAPTER_FILES, BASE_FILE, adapter_digest, read_base_digest
+from ince.files import read_json
+from ince.formats.adapter import (
+    ADAPTER_FILES,
+    BASE_FILE,
+    CONFIG_FILE,
+    adapter_digest,
+    read_base_digest,
+)
 from ince.lora.base_identity import check_base_digest
 from ince.lora.swap.slots import tenant_of
 from ince.serve.adapters.canary import check_canary
 from ince.serve.adapters.layers import ServedModel
-from ince.serve.adapters.packed import PackedAdapter, pack
+from ince.serve.adapters.pack import pack
+from ince.serve.adapters.packed import PackedAdapter
+from ince.serve.adapters.patterns import check_patterns
 
 __all__ = ["load_adapter"]
 
@@ -48,6 +57,8 @@ def load_adapter(
     try:
         base_digest = read_base_digest(folder)
         check_base_digest(model.model, base_digest, where=folder)
+        if (folder / CONFIG_FILE).is_file():
+            check_patterns(read_json(folder / CONFIG_FILE), where=folder / CONFIG_FILE)
         tenant, config = tenant_of(model.model, folder)
         # Of what was read, unless somebody wrote to it meanwhile and back again.
         found = adapter_digest(folder)
