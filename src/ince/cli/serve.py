@@ -1,11 +1,13 @@
 """``ince serve``: one base, many adapters, over OpenAI's routes."""
 
+import importlib
 import ipaddress
 import logging
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -17,7 +19,6 @@ from ince.units import parse_bytes
 
 if TYPE_CHECKING:
     from ince.registry import Registry
-    from ince.serve.adapters import AdapterTiers
 
 __all__ = ["serve"]
 
@@ -57,9 +58,8 @@ def _check_keys(registry: "Registry | None", host: str) -> bool:
 
 def _require_packages() -> None:
     try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
+        for package in ("fastapi", "prometheus_client", "uvicorn"):
+            importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise InputError(
             "serving needs packages that are not installed",
@@ -102,6 +102,13 @@ def _raise_file_limit() -> None:
 )
 @click.option("--name", help="What requests call the base; BASE as it stands when not given.")
 @click.option("--quantize", type=click.Choice(["nf4", "none"]), help="Bits of the base, else 16.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "bfloat16", "float16", "float32"]),
+    default="auto",
+    show_default=True,
+    help="Of what is not quantized; auto: bfloat16, or float32 where that is only emulated.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -169,6 +176,7 @@ def serve(
     registry_folder: Path | None,
     name: str | None,
     quantize: QuantizeChoice | None,
+    dtype: str,
     device: str,
     host: str,
     port: int,
@@ -218,7 +226,7 @@ def serve(
         folder = FolderDirectory(adapters)
         if registry is None:
             folder.scan()
-        loaded = load_target(found, console, device=device)
+        loaded = load_target(replace(found, compute_dtype=dtype), console, device=device)
         tiers: AdapterTiers | None = None
         if registry is not None or adapters is not None:
             served = serve_layers(loaded.model)
@@ -246,10 +254,11 @@ def serve(
                 tenant_weights=weights,
             )
         )
+        embeddings: Any = loaded.model.get_input_embeddings()
         settings = HttpSettings(
             base_name=base_name,
             context_length=min(engine.context_length, engine.stats().kv_blocks_total * 16),
-            num_tokens=int(loaded.model.get_input_embeddings().weight.shape[0]),
+            num_tokens=int(embeddings.weight.shape[0]),
             timeout_seconds=timeout,
             hosts=_hosts(host, allowed, has_keys=has_keys),
         )
@@ -267,7 +276,8 @@ def serve(
         _log_to_stderr(quiet=quiet)
         _raise_file_limit()
         server = make_server(app, engine, drain_seconds=drain_seconds)
-        shown = f"http://{host}:{socket.getsockname()[1]}"
+        name_shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        shown = f"http://{name_shown}:{socket.getsockname()[1]}"
         server.on_ready = lambda: _say_ready(shown, console, base_name, as_json=as_json)
         server.run(sockets=[socket])
     return 0

@@ -76,6 +76,7 @@ SURFACE = {
         "--registry",
         "--name",
         "--quantize",
+        "--dtype",
         "--device",
         "--host",
         "--port",

@@ -77,6 +77,7 @@ def create_app(
         version="1",
         docs_url=None,  # its page would ask another host for its scripts
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=_lifespan,
     )
     app.state.service = service
@@ -113,7 +114,7 @@ def _guard(app: FastAPI, service: Service) -> None:
     app.add_middleware(
         Bounded,
         max_bytes=settings.max_body_bytes,
-        larger={"/v1/adapters": settings.max_upload_bytes},
+        larger={"/v1/adapters/upload": settings.max_upload_bytes},
         stall_seconds=settings.stall_seconds,
     )
     app.add_middleware(Authenticated, tenants=service.tenants, open_paths=OPEN_PATHS)
@@ -151,13 +152,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
-        await service.write_usage()
+        await _try_to_write_usage(service)
 
 
 async def _write_usage(service: Service) -> None:
     while True:
         await asyncio.sleep(_USAGE_SECONDS)
-        try:
-            await service.write_usage()
-        except Exception:
-            _LOG.exception("what tenants used could not be written down; it is kept in memory")
+        await _try_to_write_usage(service)
+
+
+async def _try_to_write_usage(service: Service) -> None:
+    try:
+        await service.write_usage()
+    except Exception:
+        _LOG.exception("what tenants used could not be written down; it is kept in memory")

@@ -205,7 +205,12 @@ def add_error_handlers(app: FastAPI) -> None:
             404: "There is no such route.",
             405: "This route does not take this method.",
         }.get(error.status_code, str(error.detail))
-        code = {404: "unknown_route", 405: "method_not_allowed"}.get(error.status_code)
+        code = {
+            404: "unknown_route",
+            405: "method_not_allowed",
+            408: "body_timeout",
+            413: "body_too_large",
+        }.get(error.status_code)
         status = 400 if error.status_code == 422 else error.status_code
         return error_response(ApiError(status, message, code=code, headers=error.headers))
 

@@ -82,7 +82,7 @@ class Observed:
                 "%s %s %s %d %.0f ms tenant=%s",
                 state["request_id"],
                 ascii(scope["method"])[1:-1],
-                ascii(scope["path"])[1 : _MAX_PATH_SHOWN + 1],
+                ascii(scope["path"])[1:-1][:_MAX_PATH_SHOWN],
                 status,
                 seconds * 1000,
                 ascii(tenant)[1:-1] or "-",

@@ -127,7 +127,7 @@ def lora_routes(service: Service) -> APIRouter:
     @router.post(
         "/v1/load_lora_adapter",
         response_class=PlainTextResponse,
-        responses=error_responses(400, 401, 403, 413, 500, 503),
+        responses=error_responses(400, 401, 403, 413, 500, 503, 507),
     )
     async def load_lora_adapter(body: LoadRequest, request: Request) -> str:
         """Load an adapter of the server's folder, and give it a name."""

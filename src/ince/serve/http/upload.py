@@ -1,8 +1,8 @@
-"""``POST /v1/adapters``: an administrator's adapter, from a page or a program, into the server.
+"""``POST /v1/adapters/upload``: an administrator's adapter, from a page or a program.
 
 One JSON object holds both files of PEFT's format: the config as it is, the weights in base64. They
 are written to a temporary folder and taken in from there by the same way as an adapter on disk, so
-that whatever is refused there is refused here. Large adapters are better put by `ince registry put`.
+that whatever is refused there is refused here. Large ones are better put by `ince registry put`.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ def upload_routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["administration"])
 
     @router.post(
-        "/v1/adapters",
+        "/v1/adapters/upload",
         responses={
             200: {"model": NamedVersion},
             **error_responses(400, 401, 403, 408, 413, 500, 503, 507),

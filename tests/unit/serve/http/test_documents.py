@@ -18,7 +18,7 @@ def test_the_document_names_every_route_and_its_failures(serve):
         "/v1/completions",
         "/v1/load_lora_adapter",
         "/v1/unload_lora_adapter",
-        "/v1/adapters",
+        "/v1/adapters/upload",
         "/v1/adapters/alias",
         "/v1/adapters/rollback",
         "/v1/adapters/history",
@@ -83,37 +83,43 @@ def test_a_megabyte_is_tokenized_while_others_are_answered(serve):
     assert refused.json()["error"]["code"] == "context_length_exceeded"
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_nothing_that_the_document_allows_is_a_server_error(serve, engine, caplog):
+def ask_as_allowed(operation, url):
+    """Ask what the document allows of one operation; how often it was asked."""
+    from hypothesis import HealthCheck, Phase, given, settings
+
+    declared = operation.definition.raw["responses"]
+    statuses = []
+
+    @settings(
+        max_examples=8,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy())
+    def ask(case):
+        response = case.call(base_url=url, timeout=20)
+        statuses.append(response.status_code)
+        assert response.status_code < 500, (case.as_curl_command(), response.text)
+        assert str(response.status_code) in declared, (response.text, case.as_curl_command())
+
+    ask()
+    return statuses
+
+
+@pytest.mark.filterwarnings("ignore")  # of schemathesis and what it uses
+def test_nothing_that_the_document_allows_is_a_server_error(serve, caplog):
     import schemathesis
-    from hypothesis import HealthCheck, Phase, settings
 
     caplog.set_level(logging.ERROR)
-    server = serve()
-    schema = schemathesis.openapi.from_url(server.url + "/openapi.json")
-    num_asked = 0
-    for result in schema.get_all_operations():
-        operation = result.ok()
-
-        def ask(case):
-            nonlocal num_asked
-            num_asked += 1
-            response = case.call(base_url=server.url, timeout=20)
-            assert response.status_code < 500, (case.as_curl_command(), response.text)
-            assert str(response.status_code) in operation.definition.raw["responses"], (
-                case.as_curl_command(),
-                response.status_code,
-            )
-
-        test = operation.as_strategy()
-        from hypothesis import given
-
-        settings(
-            max_examples=12,
-            deadline=None,
-            database=None,
-            derandomize=True,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )(given(case=test)(ask))()
-    assert num_asked > 100
+    url = serve().url
+    schema = schemathesis.openapi.from_url(url + "/openapi.json")
+    statuses = [
+        status
+        for result in schema.get_all_operations()
+        for status in ask_as_allowed(result.ok(), url)
+    ]
+    assert len(statuses) > 60
+    assert {200, 400} <= set(statuses)

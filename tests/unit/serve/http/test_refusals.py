@@ -102,7 +102,7 @@ def test_a_key_is_wanted_and_only_a_right_one_will_do(serve, engine, fakes):
         {"authorization": "Bearer wrong"},
         {"authorization": "right"},
         {"authorization": "Basic right"},
-        {"authorization": "Bearer "},
+        {"authorization": "Bearer"},
         {"authorization": "Bearer " + "x" * 10_000},
         [("authorization", "Bearer right"), ("authorization", "Bearer right")],
     ):

@@ -1,0 +1,216 @@
+"""`ince serve` as a user runs it: a process, a socket, signals, and the answers of `generate`."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+
+import httpx2 as httpx
+import openai
+import pytest
+import torch
+
+from ince.infer import generate
+from ince.lora import LoraConfig, PeftModel, get_peft_model
+from ince.models import load_model
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+
+REST = ("--port", "0", "--dtype", "float32", "--device", "cpu", "--json")
+QUESTIONS = ("What is one and two?", "Say something about the sea.", "Merhaba!")
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, small_tokenizer):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(small_tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=2,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    small_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory, model_folder):
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, rank in ((1, 2), (2, 8)):
+        base, _ = load_model(model_folder, dtype=torch.float32)
+        model = get_peft_model(base, LoraConfig(r=rank, target_modules="all-linear"))
+        torch.manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.3)
+        model.save_pretrained(folder / f"a{seed}")
+    return folder
+
+
+@contextmanager
+def serving(*arguments):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ince.cli", "serve", *map(str, arguments), *REST],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+    try:
+        ready, _, _ = select.select([process.stdout], [], [], 300)
+        line = process.stdout.readline() if ready else ""
+        assert line, process.stderr.read() if process.poll() is not None else "not ready"
+        yield process, json.loads(line)["url"]
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def server(model_folder, adapters):
+    with serving(
+        model_folder, "--name", "base", "--adapters", adapters, "--kv-memory", "16MiB"
+    ) as found:
+        yield found
+
+
+@pytest.fixture
+def client(server):
+    with httpx.Client(trust_env=False) as http:
+        yield openai.OpenAI(
+            base_url=server[1] + "/v1", api_key="none", http_client=http, max_retries=0, timeout=60
+        )
+
+
+def alone(model_folder, adapters, name):
+    model, tokenizer = load_model(model_folder, dtype=torch.float32)
+    if name != "base":
+        model = PeftModel.from_pretrained(model, adapters / name).eval()
+    from ince.data import Message
+
+    conversations = [[Message("user", question)] for question in QUESTIONS]
+    found = generate(model, tokenizer, conversations, max_new_tokens=16)
+    return [each.text for each in found]
+
+
+def test_many_at_once_say_what_each_says_alone(client, model_folder, adapters):
+    expected = {name: alone(model_folder, adapters, name) for name in ("base", "a1", "a2")}
+    assert len({tuple(answers) for answers in expected.values()}) == 3
+    answers = {}
+
+    def ask(name, number):
+        answers[name, number] = (
+            client.chat.completions.create(
+                model=name,
+                messages=[{"role": "user", "content": QUESTIONS[number % 3]}],
+                temperature=0,
+                max_tokens=16,
+            )
+            .choices[0]
+            .message.content
+        )
+
+    threads = [
+        threading.Thread(target=ask, args=(name, number))
+        for number in range(6)
+        for name in ("a1", "base", "a2")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 18
+    for (name, number), answer in answers.items():
+        assert answer == expected[name][number % 3]
+
+
+def test_a_schema_binds_the_answer(client):
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", "y"]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model="a1",
+        messages=[{"role": "user", "content": "JSON"}],
+        max_tokens=40,
+        response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": schema}},
+    )
+    assert json.loads(answer.choices[0].message.content) in ({"a": "x"}, {"a": "y"})
+
+
+def test_what_does_not_fit_is_refused_before_it_starts(client):
+    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+        client.completions.create(model="base", prompt="a " * 600, max_tokens=5)
+
+
+def test_the_log_probabilities_of_a_prompt_are_the_models(client, model_folder):
+    model, tokenizer = load_model(model_folder, dtype=torch.float32)
+    tokens = tokenizer("The sea is deep and cold")["input_ids"]
+    found = client.completions.create(
+        model="base", prompt=[tokens], echo=True, logprobs=1, max_tokens=1
+    ).choices[0]
+    with torch.no_grad():
+        logits = model(torch.tensor([tokens])).logits[0]
+    expected = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
+    assert found.logprobs.token_logprobs[0] is None
+    torch.testing.assert_close(
+        torch.tensor(found.logprobs.token_logprobs[1 : len(tokens)]), expected, atol=1e-4, rtol=0
+    )
+    best = logits[:-1].log_softmax(-1).amax(-1)
+    tops = [max(top.values()) for top in found.logprobs.top_logprobs[1 : len(tokens)]]
+    torch.testing.assert_close(torch.tensor(tops), best, atol=1e-4, rtol=0)
+
+
+def test_metrics_of_the_real_engine(server):
+    text = httpx.get(server[1] + "/metrics", trust_env=False).text
+    assert "ince_kv_blocks " in text
+    assert "ince_adapter_loads" in text
+    assert "vllm:lora_requests_info" in text
+
+
+def test_sigterm_under_load_finishes_and_ends_with_zero(model_folder):
+    with serving(model_folder, "--name", "base") as (process, url):
+        with httpx.Client(trust_env=False, timeout=60) as http:
+            asked = {"model": "base", "prompt": "one", "max_tokens": 300, "ignore_eos": True}
+            with http.stream(
+                "POST", url + "/v1/completions", json=asked | {"stream": True}
+            ) as response:
+                lines = response.iter_lines()
+                next(lines)
+                process.send_signal(signal.SIGTERM)
+                rest = list(lines)
+        assert rest[-2] == "data: [DONE]"
+        assert (
+            json.loads(rest[-4].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        )
+        assert process.wait(30) == 0
+
+
+def test_a_server_without_keys_listens_on_this_machine_alone(model_folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "ince.cli", "serve", str(model_folder), "--host", "0.0.0.0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "without keys" in done.stderr
