@@ -18,7 +18,7 @@ from ince.train.memory import is_out_of_memory, memory_of
 from ince.train.memory_probe import Probe, probe, worst_groups
 from ince.train.micro_batch import Cut, Cuts, halved, shape_of
 from ince.train.observer import StepReport
-from ince.train.optimizer import has_state, state_bytes
+from ince.train.optimizer import has_state
 from ince.train.page_budget import PageBudget
 from ince.train.run import TrainRun
 from ince.train.step import StepGradient
@@ -342,4 +342,4 @@ def _to_come_bytes(run: TrainRun, pages: PageBudget) -> int:
         return gradients + pages.least_bytes
     if has_state(run.optimizer):
         return gradients
-    return gradients + state_bytes(run.config, run.parameters)
+    return gradients + pages.most_bytes

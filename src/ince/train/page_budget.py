@@ -29,16 +29,24 @@ class PageBudget:
         optimizer, section = run.optimizer, pages_of(run.config)
         self._optimizer = optimizer if isinstance(optimizer, PagedOptimizer) else None
         self._moves = False
-        if section is None or limit_bytes is None:
+        self._most: int | None = None
+        self._state_bytes = state_bytes(run.config, run.parameters)
+        if section is None:
             return
         is_device = next(iter(run.parameters.values())).device.type != "cpu"
         self._tier = "device" if is_device else "memory"
+        self._page_bytes = section.page_bytes
+        # On a CPU the device is memory, too.
+        of_tier = (section.device,) if is_device else (section.device, section.memory)
+        amounts = [amount for amount in of_tier if amount != "auto"]
+        if len(amounts) == len(of_tier):
+            self._most = max(sum(amounts), _PASSING_PAGES * section.page_bytes)
+        if limit_bytes is None:
+            return
         below = (section.memory, section.file) if is_device else (section.file,)
         self._moves = any(amount != 0 for amount in below)
         amount = section.device if is_device else section.memory
         self._given = None if amount == "auto" else amount
-        self._page_bytes = section.page_bytes
-        self._state_bytes = state_bytes(run.config, run.parameters)
         self._budget = self._given
 
     @property
@@ -50,6 +58,11 @@ class PageBudget:
     def least_bytes(self) -> int:
         """What is held in any case, where it gives way."""
         return min(self._state_bytes, _PASSING_PAGES * self._page_bytes)
+
+    @property
+    def most_bytes(self) -> int:
+        """What of the state is held where nothing gives way: all, or as much as was allowed."""
+        return self._state_bytes if self._most is None else min(self._state_bytes, self._most)
 
     def step_aside(self) -> None:
         """Let all state that can leave, before something is measured without it."""

@@ -118,3 +118,13 @@ def test_a_run_that_holds_too_much_lets_pages_go_first(tmp_path, small_run, star
 def test_pages_that_may_not_leave_memory_stay(tmp_path, start):
     _, _, record = start(tmp_path, HELD + 600 * TOKEN, pages={"page_bytes": PAGE, "file": 0})
     assert record["memory"]["pages"]["file_bytes"] == 0
+
+
+@pytest.mark.parametrize("memory", ["auto", 16 * PAGE])
+def test_what_is_foreseen_has_no_more_state_than_may_be_held(tmp_path, start, memory):
+    weights, _, record = start(tmp_path, None, pages={"page_bytes": PAGE, "memory": memory})
+    state = 8 * sum(p.numel() for p in weights.values())
+    found = record["memory"]
+    foreseen = found["expected_bytes"] - max(probe["peak_bytes"] for probe in found["probes"])
+    assert foreseen == (state if memory == "auto" else memory) <= state
+    assert found["pages"]["memory_bytes"] <= foreseen

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ince.errors import InceError
 from ince.ops.lora_segments import LAYOUT_COLUMNS, add_lora_segments_
-from ince.serve.adapters.packed import UNTOUCHED, PackedAdapter
+from ince.serve.adapters.packed import PackedAdapter
 
 __all__ = ["Segment", "StepAdapters"]
 
@@ -120,14 +120,14 @@ class _Layouts:
             return
         self.blocks = [each.block for each, _, _ in used]
         chosen = slice(None) if only is None else slice(only, only + 1)
-        tables_GLC = np.stack([each.table[chosen] for each, _, _ in used])
-        num_g, num_l, _ = tables_GLC.shape
-        layouts_LGC = np.empty((num_l, num_g, len(LAYOUT_COLUMNS)), dtype=np.int64)
-        layouts_LGC[:, :, 0] = np.arange(num_g)
-        layouts_LGC[:, :, 1] = [start for _, start, _ in used]
-        layouts_LGC[:, :, 2] = [stop for _, _, stop in used]
-        layouts_LGC[:, :, _RANK:] = tables_GLC.transpose(1, 0, 2)
-        touched = (layouts_LGC[:, :, _RANK:] != UNTOUCHED).any(axis=(1, 2)).tolist()
+        num_l = num_layers if only is None else 1
+        layouts_LGC = np.empty((num_l, len(used), len(LAYOUT_COLUMNS)), dtype=np.int64)
+        touched = np.zeros(num_l, dtype=bool)
+        for g, (each, start, stop) in enumerate(used):
+            table_LC = each.table[chosen]
+            layouts_LGC[:, g, :_RANK] = (g, start, stop)
+            layouts_LGC[:, g, _RANK:] = table_LC
+            touched |= table_LC[:, 0] > 0  # whatever an adapter does in a layer has a rank
         first = 0 if only is None else only
         for number, layout in enumerate(torch.from_numpy(layouts_LGC).unbind(0)):
             if touched[number]:

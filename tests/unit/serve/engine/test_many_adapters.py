@@ -1,8 +1,8 @@
 """Sixty-four adapters of every kind on one engine: each answer is that of its adapter alone.
 
 References are transformers' `generate` of a plain model with that one adapter, float32. Where the
-two likeliest tokens of a reference are within rounding, either may come, and what follows depends on
-it: such requests are counted, compared up to that token, and must be few.
+two likeliest tokens of a reference are within rounding, either may come, and what follows depends
+on it: such requests are counted, compared up to that token, and must be few.
 """
 
 import random
