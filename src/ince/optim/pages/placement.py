@@ -46,7 +46,8 @@ def place(pages: Sequence[Page], budgets: Budgets) -> list[Tier]:
                 Problem(
                     "pages",
                     f"{format_bytes(needed)} are left over for a file of "
-                    f"{format_bytes(budgets.file)}, in which every page has two places and one for old values of its weights",
+                    f"{format_bytes(budgets.file)}, in which every page has two places and one for "
+                    "old values of its weights",
                     "give more memory or a larger file",
                 )
             ],
