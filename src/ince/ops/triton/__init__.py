@@ -17,12 +17,16 @@ work: that is said once in the log, and by `status`.
 
     steps, launch_steps         optimizer steps and their state in 8 bits
     optimizer, optimizer_proof  their registration, and what they must show
+
+    paged_attention, lora_segments  kernels of serving, and what starts them
+    serving, serving_proof          their registration, and what they must show
 """
 
-from ince.ops.triton import optimizer, training
+from ince.ops.triton import optimizer, serving, training
 from ince.ops.triton.backend import status
 
 training.register()
 optimizer.register()
+serving.register()
 
 __all__ = ["status"]
