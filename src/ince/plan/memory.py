@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ince.plan.activations import layer_bytes, logit_bytes
 from ince.plan.setup import Setup
 from ince.plan.shape import Shape
-from ince.plan.weights import moment_bytes, weight_parts
+from ince.plan.weights import held_moments, weight_parts
 
 __all__ = ["COMPONENTS", "MemoryPlan", "Moment", "Overheads", "plan_memory"]
 
@@ -232,11 +232,7 @@ def _held(shape: Shape, setup: Setup) -> tuple[dict[str, int], dict[str, int]]:
         parts["adapters"] = -(-learnt * setup.adapter_bytes // share)
     if setup.has_average:
         parts["average"] = -(-learnt * 4 // share)
-    moments = -(-moment_bytes(shape, setup) // share)
-    below = 0
-    if setup.is_paged:
-        below = round(moments * (1 - setup.device_moments_share))
-    parts["moments"] = moments - below
+    parts["moments"], below = held_moments(shape, setup)
     return parts, {"moments": below} if below else {}
 
 

@@ -11,8 +11,19 @@ __all__ = ["METHODS", "OPTIMIZERS", "Method", "Setup"]
 Method = Literal["full", "lora", "qlora"]
 METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
 
-OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
-"""Those whose moments are known here; a recipe may name others."""
+OPTIMIZERS = (
+    "adamw",
+    "adamw_8bit",
+    "paged_adamw",
+    "paged_adamw_8bit",
+    "lion",
+    "lion_8bit",
+    "paged_lion",
+    "paged_lion_8bit",
+)
+"""Those of `ince.optim`, which this does without: it would load torch."""
+
+_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -27,14 +38,16 @@ class Setup:
         num_targets: its tokens that carry loss; None: all.
         value_bytes: of a number of the base and of the activations: 2 or 4.
         adapter_bytes: of a number of an adapter and of its gradient.
-        gradient_bytes: of a gradient of full fine-tuning.
-        master_bytes: of a copy of every weight that full fine-tuning updates; 0 for none.
+        gradient_bytes: of a gradient of full fine-tuning: ince sums them in float32.
+        master_bytes: of a copy of every weight that full fine-tuning updates; 0 for none. None: as
+            ince has it, in float32 beside weights in 16 bits.
         blocksize, double_quant, quantize_head: of four bits.
         is_expanded: the base in four bits is held in floats as well while training.
         activations: what is kept for the backward pass.
         is_fused: forwards in larger pieces (`train.fused`); else as transformers computes.
         optimizer: of `OPTIMIZERS`.
-        device_moments_share: of the moments of a paged optimizer that stay on the device.
+        device_moment_bytes: of a paged optimizer's moments, what may stay on the device; None: all.
+        page_bytes: of a page of them.
         has_average: a moving average of what learns.
         num_devices: over which everything is sharded.
         on_cpu: products and allocator of a processor.
@@ -48,8 +61,8 @@ class Setup:
     num_targets: int | None = None
     value_bytes: int = 2
     adapter_bytes: int = 4
-    gradient_bytes: int = 2
-    master_bytes: int = 0
+    gradient_bytes: int = _FLOAT_BYTES
+    master_bytes: int | None = None
     blocksize: int = 64
     double_quant: bool = True
     quantize_head: bool = False
@@ -57,7 +70,8 @@ class Setup:
     activations: Literal["keep", "recompute", "offload"] = "keep"
     is_fused: bool = True
     optimizer: str = "adamw"
-    device_moments_share: float = 0.0
+    device_moment_bytes: int | None = 0
+    page_bytes: int = 4 * 2**20
     has_average: bool = False
     num_devices: int = 1
     on_cpu: bool = False
@@ -93,6 +107,20 @@ class Setup:
     def has_8bit_states(self) -> bool:
         """Moments take a byte each."""
         return self.optimizer.endswith("8bit")
+
+    @property
+    def num_moments(self) -> int:
+        """Of a parameter that learns: one of Lion, two of AdamW."""
+        return 1 if "lion" in self.optimizer else 2
+
+    @property
+    def master_copy_bytes(self) -> int:
+        """Of a number of the copy that full fine-tuning updates; 0 where there is none."""
+        if self.method != "full":
+            return 0
+        if self.master_bytes is not None:
+            return self.master_bytes
+        return _FLOAT_BYTES if self.value_bytes < _FLOAT_BYTES else 0
 
     def num_trainable(self, shape: Shape) -> int:
         """Parameters that learn."""

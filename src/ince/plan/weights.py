@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from ince.plan.setup import Setup
 from ince.plan.shape import Matrix, Shape
 
-__all__ = ["PackedBytes", "moment_bytes", "packed_bytes", "weight_parts"]
+__all__ = ["PackedBytes", "held_moments", "moment_bytes", "packed_bytes", "weight_parts"]
 
 _ABSMAX_BLOCK = 256
 _OFFSET_BYTES = 4
 _STATE_BLOCK = 256
 # Smaller tensors keep their moments in float32.
 _LEAST_8BIT = 4096
+# Pages on their way, as in `ince.optim.pages.carrier` and `ince.optim.pages.stream`.
+_STAGED_PAGES = 3
+_BUFFERED_PAGES = 4
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,7 @@ def weight_parts(shape: Shape, setup: Setup) -> dict[str, int]:
     is_packed_head = setup.method == "qlora" and setup.quantize_head
     parts["head"] = 0 if is_packed_head else counts.head * size
     parts["norms"] = (counts.norms + counts.biases + counts.positions) * size
-    if setup.method == "full" and setup.master_bytes:
-        parts["master"] = counts.total * setup.master_bytes
+    parts["master"] = counts.total * setup.master_copy_bytes
     return {name: num for name, num in parts.items() if num}
 
 
@@ -91,15 +93,37 @@ def _sizes_that_learn(shape: Shape, setup: Setup) -> list[tuple[int, int]]:
 
 
 def moment_bytes(shape: Shape, setup: Setup) -> int:
-    """Bytes of both moments of AdamW, on whatever tier they are.
+    """Bytes of all moments, on whatever tier they are: two a parameter of AdamW, one of Lion.
 
-    In float32, eight a parameter; in 8 bits two, and two scales for each block of 256, but for
-    tensors of fewer than 4096 entries.
+    In float32 four each; in 8 bits one, and a scale for each block of 256, but for tensors of
+    fewer than 4096 entries.
     """
+    whole = 4 * setup.num_moments
     if not setup.has_8bit_states:
-        return 8 * setup.num_trainable(shape)
+        return whole * setup.num_trainable(shape)
     total = 0
     for size, count in _sizes_that_learn(shape, setup):
-        own = 8 * size if size < _LEAST_8BIT else 2 * size + 2 * 4 * -(-size // _STATE_BLOCK)
-        total += own * count
+        coded = setup.num_moments * (size + 4 * -(-size // _STATE_BLOCK))
+        total += count * (whole * size if size < _LEAST_8BIT else coded)
     return total
+
+
+def held_moments(shape: Shape, setup: Setup) -> tuple[int, int]:
+    """(on the device, below it) of the moments of one device.
+
+    Of an optimizer that pages as many as its budget says, and at least the pages on their way:
+    on an accelerator three of a ring, on a processor four buffers between memory and file, in
+    which a page has its parameters' old values with it (`ince.optim.pages`).
+    """
+    moments = -(-moment_bytes(shape, setup) // setup.num_devices)
+    budget = setup.device_moment_bytes
+    if not setup.is_paged or budget is None or moments <= budget:
+        return moments, 0
+    page = min(setup.page_bytes, moments)
+    passing = _STAGED_PAGES * page
+    if setup.on_cpu:
+        learnt = -(-setup.num_trainable(shape) // setup.num_devices)
+        passing = round(_BUFFERED_PAGES * page * (1 + 4 * learnt / max(1, moments)))
+    here = max(budget, passing)
+    # What passes through is in the file as well.
+    return here, moments - max(0, here - passing)
