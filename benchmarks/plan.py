@@ -1,7 +1,8 @@
 """Was the plan true: planned against measured peak and time, on real runs, each in its own process.
 
-    python benchmarks/plan.py [--only NAME,...] [--json FILE] [--cache FOLDER] [--quick]
-    python benchmarks/plan.py --table FILE
+    python benchmarks/plan.py [--only NAME,...] [--json FILE] [--cache FOLDER] [--models FOLDER]
+        [--quick]
+    python benchmarks/plan.py --table FILE [--replan]
 
 Every run trains a few steps through the code of `ince train`; its plan is made before its first
 step, from the model's shape and the rows, and stands in its record beside what was measured. Models
@@ -12,7 +13,8 @@ are SmolLM2-135M-Instruct and random weights of the shapes below. Products are i
 
 Peak memory is the resident set during steps, on a GPU what its allocator gave out. Figures go to
 the file of --json, one run after the other, so that a run that is cut off costs itself alone;
---table prints such a file.
+--table prints such a file; with --replan its memory is planned once more by the formulas of today,
+run after run, each learning from those before it, beside what was measured then.
 """
 
 import argparse
@@ -65,6 +67,10 @@ RUNS = (
     {"name": "360M float r8 256", "shape": "360M", "length": 256, "r": 8, "quantize": None},
     {"name": "1B nf4 r16 256 recompute", "shape": "1B", "length": 256, "recompute": True},
     {"name": "1B float r8 256", "shape": "1B", "length": 256, "r": 8, "quantize": None},
+    {"name": "135M nf4 r64 256 paged", "shape": MODEL, "length": 256, "r": 64}
+    | {"train": {"optimizer": "paged_adamw", "pages": {"memory": "32MiB"}}},
+    {"name": "30M full 512 lion", "shape": "30M", "length": 512, "quantize": None}
+    | {"train": {"method": "full", "optimizer": "lion"}},
 )
 QUICK = ({"name": "tiny nf4", "shape": "tiny", "length": 64},)
 GOALS = {"median": 0.04, "worst": 0.08, "under": -0.03, "time": 0.15}
@@ -172,7 +178,7 @@ def measured(arguments, place):
     for spec in ([FIRST] if fresh else []) + list(wanted):
         shape = spec["shape"]
         if shape not in models:
-            models[shape] = model_of(shape, place)
+            models[shape] = model_of(shape, arguments.models or place)
         kept = cache / "plan-of-the-first"
         if arguments.forget and kept.is_dir():
             shutil.rmtree(cache / "plan", ignore_errors=True)
@@ -184,14 +190,64 @@ def measured(arguments, place):
 
 
 def model_of(shape, place):
-    """Its folder; a random one is written into `place`."""
+    """Its folder; a random one is written into `place`, unless it is there."""
     if shape == MODEL:
         from ince.models import resolve
 
         return resolve(MODEL).folder
     folder = place / shape
-    random_model(shape, folder)
+    if not (folder / "config.json").is_file():
+        random_model(shape, folder)
     return folder
+
+
+def replanned(results):
+    """The same measurements beside today's plans of memory; those of time stay as they were."""
+    from ince.plan import Calibration, Rate, plan_memory, plan_time, read_shape
+    from ince.plan.shape import Shape
+    from ince.plan.truth import Measured, RunPlan
+    from ince.recipe.load import parse_recipe
+    from ince.recipe.plan import setup_of_recipe
+
+    specs = {spec["name"]: spec for spec in (FIRST, *RUNS)}
+    rate = Rate(1.0, None, None, 1.0, "", is_assumed=True)
+    learnt = Calibration("none")
+    again = {}
+    for name, found in results.items():
+        spec = specs[name]
+        if spec["shape"] == MODEL:
+            shape = read_shape(MODEL)
+        else:
+            sizes = SHAPES[spec["shape"]]
+            heads, kv_heads = sizes["heads"]
+            shape = Shape(
+                spec["shape"],
+                sizes["hidden_size"],
+                sizes["intermediate_size"],
+                sizes["num_hidden_layers"],
+                heads,
+                kv_heads,
+                sizes["hidden_size"] // heads,
+                read_shape(MODEL).vocabulary,
+                is_tied=True,
+            )
+        with tempfile.TemporaryDirectory() as place:
+            write_rows(Path(place) / "rows.jsonl", spec)
+            recipe = parse_recipe(recipe_of(spec, MODEL, Path(place)))
+        setup = setup_of_recipe(recipe, shape, device="cpu").with_changes(
+            num_rows=found["num_rows"], length=found["length"], num_targets=found["num_targets"]
+        )
+        overheads = learnt.overheads(on_cpu=True)
+        memory = plan_memory(shape, setup, overheads)
+        plan = RunPlan(shape, setup, memory, plan_time(shape, setup, rate))
+        weights, adapters, rest, _ = (each["measured_bytes"] for each in found["components"])
+        measured = Measured(
+            weights, adapters, weights + adapters + rest, found["measured_bytes"], 1.0
+        )
+        learnt.runs.append(plan.fact(measured, rate))
+        kept = {key: value for key, value in found.items() if "tokens_per" in key or "time" in key}
+        again[name] = plan.beside(measured) | kept
+    return again
 
 
 def line(name, found):
@@ -239,8 +295,10 @@ def parsed():
     parser.add_argument("--only", type=lambda text: text.split(","), help="parts of names")
     parser.add_argument("--json", type=Path, help="where figures are kept, and added to")
     parser.add_argument("--cache", type=Path, help="calibration; a new one by default")
+    parser.add_argument("--models", type=Path, help="where random models are kept")
     parser.add_argument("--forget", action="store_true", help="learn from the first run alone")
     parser.add_argument("--table", type=Path, help="print the figures of such a file, and leave")
+    parser.add_argument("--replan", action="store_true", help="by today's formulas, with --table")
     parser.add_argument("--quick", action="store_true", help="a tiny model: does it work?")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -252,7 +310,8 @@ def main():
         work(arguments.worker)
         return
     if arguments.table:
-        print_table(json.loads(arguments.table.read_text()))
+        results = json.loads(arguments.table.read_text())
+        print_table(replanned(results) if arguments.replan else results)
         return
     results = {}
     if arguments.json and arguments.json.is_file():

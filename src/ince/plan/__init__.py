@@ -9,7 +9,7 @@ from ince.plan.calibration import Calibration, RunFact, this_device
 from ince.plan.devices import ASSUMED_SHARE, DEVICES, Device, find_device
 from ince.plan.duration import Rate, TimePlan, plan_time, rate_of
 from ince.plan.known_shapes import KNOWN_SHAPES, find_known
-from ince.plan.memory import COMPONENTS, MemoryPlan, Moment, Overheads, plan_memory
+from ince.plan.memory import COMPONENTS, MemoryPlan, Moment, Overheads, fill_pages, plan_memory
 from ince.plan.setup import METHODS, OPTIMIZERS, Method, Setup
 from ince.plan.shape import Matrix, ParameterCounts, Shape
 from ince.plan.shape_source import read_shape
@@ -34,6 +34,7 @@ __all__ = [
     "Setup",
     "Shape",
     "TimePlan",
+    "fill_pages",
     "find_device",
     "find_known",
     "plan_memory",

@@ -49,10 +49,13 @@ def layer_bytes(shape: Shape, setup: Setup) -> LayerBytes:
     tokens, size = setup.num_tokens, setup.value_bytes
     width, mlp, q, kv = shape.hidden, shape.mlp, shape.q_width, shape.kv_width
     is_full = setup.method == "full"
-    ranks = 0
+    ranks = dropped = 0
     if not is_full:
         names = shape.linear_names if setup.targets is None else setup.targets
-        ranks = setup.r * len([matrix for matrix in shape.matrices if matrix.name in names])
+        adapted = [matrix for matrix in shape.matrices if matrix.name in names]
+        ranks = setup.r * len(adapted)
+        # Which inputs stayed, a byte each.
+        dropped = sum(matrix.num_in for matrix in adapted) if setup.has_dropout else 0
     numbers = 4 * width + 2 * q + 2 * kv + ranks
     # Norms of queries and keys, and those behind a block, keep their inputs.
     numbers += (q + kv) * shape.has_qk_norm + width * max(0, shape.norms_per_layer - 2)
@@ -60,7 +63,7 @@ def layer_bytes(shape: Shape, setup: Setup) -> LayerBytes:
     is_one_function = setup.is_fused and not is_full and shape.is_gated
     numbers += inner * mlp if is_one_function else (2 * inner) * mlp
     statistics = 4 * (shape.norms_per_layer + shape.num_heads)
-    kept = tokens * (numbers * size + statistics)
+    kept = tokens * (numbers * size + statistics + dropped)
     # Factors of the adapters as the products read them.
     if not is_full:
         kept += shape.lora_parameters(setup.r, setup.targets) // shape.num_layers * size

@@ -20,7 +20,7 @@ from ince.plan.setup import Setup
 from ince.plan.shape import Shape
 from ince.plan.weights import held_moments, weight_parts
 
-__all__ = ["COMPONENTS", "MemoryPlan", "Moment", "Overheads", "plan_memory"]
+__all__ = ["COMPONENTS", "MemoryPlan", "Moment", "Overheads", "fill_pages", "plan_memory"]
 
 COMPONENTS: Mapping[str, str] = {
     "codes": "weights, 4-bit codes",
@@ -206,6 +206,23 @@ def plan_memory(shape: Shape, setup: Setup, overheads: Overheads | None = None) 
 
 # Of weights that a processor's product expands at a time, as `ince.ops.cpu.linear` does.
 _SLAB_BYTES = 1 << 25
+
+
+def fill_pages(
+    shape: Shape, setup: Setup, limit_bytes: int | None, overheads: Overheads | None = None
+) -> Setup:
+    """`setup` with the moments that may stay wherever there is room, given as much as there is.
+
+    So does a run (`ince.train.page_budget`): pages give way before forwards are cut.
+    """
+    if not setup.is_paged or setup.device_moment_bytes is not None or limit_bytes is None:
+        return setup
+    if plan_memory(shape, setup, overheads).peak.total <= limit_bytes:
+        return setup
+    least = setup.with_changes(device_moment_bytes=0)
+    plan = plan_memory(shape, least, overheads)
+    room = limit_bytes - plan.peak.total + plan.loaded.parts.get("moments", 0)
+    return setup.with_changes(device_moment_bytes=max(0, room))
 
 
 def _moment(

@@ -3,14 +3,14 @@
 It parses nothing and prints nothing; what is asked comes as a `Question`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ince.errors import InputError
 from ince.plan.devices import Device
 from ince.plan.duration import Rate, TimePlan, plan_time
 from ince.plan.memory import MemoryPlan, Overheads, plan_memory
-from ince.plan.setup import METHODS, OPTIMIZERS, Method, Setup
+from ince.plan.setup import METHODS, Method, Setup
 from ince.plan.shape import Shape
 from ince.plan.solve import Solution, largest_length, largest_rows, smallest_device, solve
 
@@ -32,7 +32,6 @@ class Question:
         rate: of the device; None: no time is planned.
         num_tokens: of the run; None: not said.
         price: of an hour of one device; None: not said.
-        optimizers: that a recipe may name.
     """
 
     shape: Shape
@@ -43,7 +42,6 @@ class Question:
     rate: Rate | None = None
     num_tokens: int | None = None
     price: float | None = None
-    optimizers: Sequence[str] = OPTIMIZERS
 
     def __post_init__(self) -> None:
         if self.price is not None and not 0 <= self.price <= _MOST_PRICE:
@@ -166,7 +164,7 @@ def overview(question: Question) -> Overview:
     solution = rows = length = None
     limit = question.limit_bytes
     if limit is not None:
-        solution = solve(shape, setup, limit, overheads, optimizers=question.optimizers)
+        solution = solve(shape, setup, limit, overheads)
         rows = largest_rows(shape, solution.setup, limit, overheads)
         length = largest_length(shape, solution.setup, limit, overheads)
     chosen = setup if solution is None else solution.setup

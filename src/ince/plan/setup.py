@@ -49,6 +49,7 @@ class Setup:
         device_moment_bytes: of a paged optimizer's moments, what may stay on the device; None: all.
         page_bytes: of a page of them.
         has_average: a moving average of what learns.
+        has_dropout: adapters drop some of their inputs.
         num_devices: over which everything is sharded.
         on_cpu: products and allocator of a processor.
     """
@@ -73,6 +74,7 @@ class Setup:
     device_moment_bytes: int | None = 0
     page_bytes: int = 4 * 2**20
     has_average: bool = False
+    has_dropout: bool = False
     num_devices: int = 1
     on_cpu: bool = False
 

@@ -13,7 +13,7 @@ from ince.errors import InputError
 from ince.plan.devices import DEVICES, Device
 from ince.plan.duration import flops_per_token
 from ince.plan.memory import MemoryPlan, Overheads, plan_memory
-from ince.plan.setup import OPTIMIZERS, Setup
+from ince.plan.setup import Setup
 from ince.plan.shape import Shape
 from ince.plan.weights import moment_bytes
 from ince.units import format_bytes
@@ -30,6 +30,10 @@ __all__ = [
 
 # Of a transfer between a device and its host: an assumption, of PCIe 4.0 with 16 lanes.
 _HOST_BYTES_PER_SECOND = 20e9
+# Of one between a processor's memory and a file: an assumption, of a solid-state disk.
+_FILE_BYTES_PER_SECOND = 1e9
+# Computed meanwhile by an accelerator, and by a processor: assumptions.
+_FLOPS, _CPU_FLOPS = 1e14, 1e11
 # Tokens between two updates, over which the transfer of moments is spread: an assumption.
 _TOKENS_OF_A_STEP = 16_384
 _MAX_ROWS = 4096
@@ -79,9 +83,10 @@ class _Option:
 
 
 def _paged(setup: Setup) -> Setup | None:
-    if setup.is_paged or setup.on_cpu:
+    if setup.is_paged and setup.device_moment_bytes == 0:
         return None
-    return setup.with_changes(optimizer=f"paged_{setup.optimizer}")
+    name = setup.optimizer if setup.is_paged else f"paged_{setup.optimizer}"
+    return setup.with_changes(optimizer=name, device_moment_bytes=0)
 
 
 def _eight_bits(setup: Setup) -> Setup | None:
@@ -147,9 +152,12 @@ _OPTIONS = (
         lambda _: (("model.quantize_head", True),),
     ),
     _Option(
-        lambda _: "moments paged to the host's memory",
+        lambda s: "moments paged to a file" if s.on_cpu else "moments paged to the host's memory",
         _paged,
-        lambda s: (("train.optimizer", s.optimizer),),
+        lambda s: (
+            ("train.optimizer", s.optimizer),
+            ("train.pages.memory" if s.on_cpu else "train.pages.device", 0),
+        ),
     ),
     _Option(
         lambda _: "layers computed again in the backward pass",
@@ -189,8 +197,6 @@ def solve(
     setup: Setup,
     limit_bytes: int,
     overheads: Overheads | None = None,
-    *,
-    optimizers: Sequence[str] = OPTIMIZERS,
 ) -> Solution:
     """The setup nearest to `setup` whose peak is at most `limit_bytes`.
 
@@ -199,7 +205,6 @@ def solve(
         setup: as it was wished.
         limit_bytes: of one device.
         overheads: of the device.
-        optimizers: that may be turned to.
 
     Raises:
         InputError: there is none; it says by how much, and what would do.
@@ -215,8 +220,6 @@ def solve(
         while now_peak > limit_bytes:
             after = option.change(now)
             if after is None or (after_peak := peak(after)) >= now_peak:
-                break
-            if after.optimizer != now.optimizer and after.optimizer not in optimizers:
                 break
             now, now_peak = after, after_peak
             taken.append(option)
@@ -294,8 +297,9 @@ def _time_factor(shape: Shape, before: Setup, after: Setup) -> float:
     if after.activations == "offload" and before.activations != "offload":
         moved = 2 * shape.num_layers * shape.hidden * after.value_bytes
     # Hidden behind the computation where there is enough of it; the largest share is shown.
-    per_token = flops(before) / 1e14
-    return max(factor, factor * moved / _HOST_BYTES_PER_SECOND / per_token)
+    per_token = flops(before) / (_CPU_FLOPS if after.on_cpu else _FLOPS)
+    speed = _FILE_BYTES_PER_SECOND if after.on_cpu else _HOST_BYTES_PER_SECOND
+    return max(factor, factor * moved / speed / per_token)
 
 
 def _impossible(

@@ -6,6 +6,7 @@ recipe alone with `setup_of_recipe`, which assumes that rows are as long as they
 
 import contextlib
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -14,12 +15,13 @@ from torch import nn
 from ince.errors import InceError
 from ince.ops import native_dtype
 from ince.plan import (
-    OPTIMIZERS,
     Calibration,
     MemoryPlan,
     Method,
+    Overheads,
     Setup,
     Shape,
+    fill_pages,
     plan_memory,
     plan_time,
     this_device,
@@ -29,6 +31,8 @@ from ince.plan.truth import Measured, RunPlan
 from ince.recipe.schema import Recipe
 from ince.train.memory_probe import worst_groups
 from ince.train.micro_batch import shape_of
+from ince.train.optimizer import pages_of
+from ince.train.pages import PagesSection
 from ince.train.steps import StepPlan
 
 if TYPE_CHECKING:
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
     from ince.train import TrainResult
 
 __all__ = ["note_truth", "plan_run", "setup_of_recipe", "value_bytes_of"]
+
+# More than any optimizer has.
+_ALL_BYTES = 1 << 62
 
 
 class Planned(Protocol):
@@ -74,7 +81,8 @@ def setup_of_recipe(recipe: Recipe, shape: Shape, *, device: str) -> Setup:
     method: Method = recipe.train.method
     if method == "lora" and recipe.model.quantize is not None:
         method = "qlora"
-    optimizer = str(recipe.train.optimizer)
+    on_cpu = device == "cpu"
+    pages = pages_of(recipe.train)
     return Setup(
         method=method,
         r=recipe.lora.r,
@@ -82,34 +90,49 @@ def setup_of_recipe(recipe: Recipe, shape: Shape, *, device: str) -> Setup:
         num_rows=max(1, tokens // length),
         length=-(-length // 64) * 64,
         value_bytes=value_bytes,
-        gradient_bytes=value_bytes,
         blocksize=recipe.model.blocksize,
         double_quant=recipe.model.double_quant,
         quantize_head=recipe.model.quantize_head,
         is_expanded=recipe.model.expand,
         activations=recipe.train.activations,
         is_fused=recipe.train.fused,
-        optimizer=optimizer if optimizer in OPTIMIZERS else "adamw",
+        optimizer=recipe.train.optimizer,
+        device_moment_bytes=0 if pages is None else _moments_here(pages, on_cpu=on_cpu),
+        page_bytes=Setup.page_bytes if pages is None else pages.page_bytes,
         has_average=recipe.train.ema_decay is not None,
-        on_cpu=device == "cpu",
+        has_dropout=recipe.lora.dropout > 0,
+        on_cpu=on_cpu,
     )
 
 
+def _moments_here(pages: PagesSection, *, on_cpu: bool) -> int | None:
+    """Bytes of moments that may be where the parameters are; None: as many as there is room for."""
+    if on_cpu and pages.file == 0:
+        return _ALL_BYTES  # they have nowhere else to go
+    amounts = [pages.device, pages.memory] if on_cpu else [pages.device]
+    return None if "auto" in amounts else sum(amount for amount in amounts if amount != "auto")
+
+
 def _targets(recipe: Recipe, shape: Shape) -> tuple[str, ...] | None:
-    wanted = recipe.lora.target_modules
-    if wanted == "all-linear":
+    wanted, excluded = recipe.lora.target_modules, recipe.lora.exclude_modules
+    if wanted == "all-linear" and excluded is None:
         return None
     names: list[str] = []
     for name in shape.linear_names:
         block = "mlp" if name in shape.mlp_names else "self_attn"
         whole = f"model.layers.0.{block}.{name}"
-        if isinstance(wanted, str):
-            with contextlib.suppress(re.error):
-                if re.fullmatch(wanted, whole):
-                    names.append(name)
-        elif any(whole == each or whole.endswith(f".{each}") for each in wanted):
+        is_left_out = excluded is not None and _matches(excluded, whole)
+        if (wanted == "all-linear" or _matches(wanted, whole)) and not is_left_out:
             names.append(name)
     return tuple(names)
+
+
+def _matches(patterns: str | Sequence[str], whole: str) -> bool:
+    if isinstance(patterns, str):
+        with contextlib.suppress(re.error):
+            return re.fullmatch(patterns, whole) is not None
+        return False
+    return any(whole == each or whole.endswith(f".{each}") for each in patterns)
 
 
 def plan_run(session: Planned) -> RunPlan | None:
@@ -150,6 +173,7 @@ def _planned(session: Planned) -> RunPlan:
         num_rows, length = shape_of(group)
         targets = sum(example.num_targets for row in group for example in row.examples)
         changed = setup.with_changes(num_rows=num_rows, length=length, num_targets=targets)
+        changed = fill_pages(shape, changed, train.memory, overheads)
         plans.append((plan_memory(shape, changed, overheads), changed))
     memory, chosen = max(plans, key=lambda each: each[0].peak.total)
     # Nothing is measured now: what a measurement leaves behind in the heap would be in the run's.
@@ -165,13 +189,15 @@ def note_truth(session: Planned, planned: RunPlan | None, result: "TrainResult")
     if planned is None or not held or not peak or peak <= held or result.steps == 0:
         return
     learnt = [p for p in session.model.parameters() if p.requires_grad]
+    # An accelerator's allocator does not count the context beside it: that stays as assumed.
+    context = 0 if planned.setup.on_cpu else Overheads.assumed(on_cpu=False).framework_bytes
     measured = Measured(
         weight_bytes=record["base"]["weight_bytes"],
         adapter_bytes=0
         if planned.setup.method == "full"
         else sum(p.numel() * p.element_size() for p in learnt),
-        held_bytes=held,
-        peak_bytes=peak,
+        held_bytes=held + context,
+        peak_bytes=peak + context,
         tokens_per_second=result.tokens_per_second,
     )
     record["plan"] = planned.beside(measured)

@@ -4,18 +4,18 @@ And the way back: what fits, as a recipe that runs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from ince.errors import InputError
 from ince.files import write_text
 from ince.plan import (
-    OPTIMIZERS,
     Calibration,
     Overheads,
     Setup,
     Shape,
+    fill_pages,
     find_device,
     rate_of,
     read_shape,
@@ -25,7 +25,6 @@ from ince.plan.overview import Overview, Question, overview
 from ince.recipe.load import parse_recipe
 from ince.recipe.plan import setup_of_recipe, value_bytes_of
 from ince.recipe.schema import Recipe
-from ince.train.config import TrainConfig
 
 __all__ = ["Wish", "planned_model", "planned_recipe", "write_recipe"]
 
@@ -75,7 +74,7 @@ def planned_model(reference: str, wish: Wish) -> Overview:
     if is_here:
         device = _here("auto")
         size = value_bytes_of("auto", device)
-        setup = Setup(value_bytes=size, gradient_bytes=size, on_cpu=device == "cpu")
+        setup = Setup(value_bytes=size, on_cpu=device == "cpu")
         return _answered(shape, setup.with_changes(**wish.changes()), wish, device)
     return _answered(shape, Setup().with_changes(**wish.changes()), wish, None)
 
@@ -90,6 +89,8 @@ def planned_recipe(recipe: Recipe, wish: Wish) -> Overview:
     device = _here(recipe.model.device) if wish.device is None else "cuda"
     setup = setup_of_recipe(recipe, shape, device=device)
     setup = setup.with_changes(**wish.changes())
+    if wish.memory is None and wish.device is None:
+        wish = replace(wish, memory=recipe.train.memory)  # the run will keep to it
     return _answered(shape, setup, wish, device if wish.device is None else None)
 
 
@@ -113,6 +114,7 @@ def _answered(shape: Shape, setup: Setup, wish: Wish, here: str | None) -> Overv
         device = find_device(wish.device)
         name, rate = device.name, rate_of(device)
         limit = device.memory_bytes if limit is None else limit
+    setup = fill_pages(shape, setup, limit, overheads)
     return overview(
         Question(
             shape,
@@ -123,16 +125,8 @@ def _answered(shape: Shape, setup: Setup, wish: Wish, here: str | None) -> Overv
             rate=rate,
             num_tokens=wish.num_tokens,
             price=wish.price,
-            optimizers=_optimizers(),
         )
     )
-
-
-def _optimizers() -> tuple[str, ...]:
-    """Those that a recipe may name and a plan knows."""
-    annotation: Any = TrainConfig.model_fields["optimizer"].annotation
-    named = {str(each) for each in get_args(annotation)}
-    return tuple(name for name in OPTIMIZERS if name in named) or ("adamw",)
 
 
 def write_recipe(
@@ -191,5 +185,10 @@ def _apply(values: dict[str, Any], setup: Setup) -> None:
         values.setdefault(name, {})
         cast("dict[str, object]", values[name]).update(keys)
     train = cast("dict[str, Any]", values["train"])
+    if not setup.is_paged:
+        train["pages"] = None
+    elif setup.device_moment_bytes == 0:
+        held = {"device": 0, "memory": 0} if setup.on_cpu else {"device": 0}
+        train["pages"] = {**(train.get("pages") or {}), **held}
     # A step has a forward at least.
     train["batch_tokens"] = max(int(train.get("batch_tokens", 4096)), setup.num_tokens)
