@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from ince.plan.setup import Setup
 from ince.plan.shape import Shape
 
-__all__ = ["LayerBytes", "layer_bytes", "logit_bytes"]
+__all__ = ["LayerBytes", "layer_bytes", "logit_bytes", "logit_chunk"]
 
 # As `ince.train.linear_cross_entropy` cuts them.
 _CHUNK_BYTES = 32 * 2**20
@@ -76,6 +76,12 @@ def layer_bytes(shape: Shape, setup: Setup) -> LayerBytes:
     return LayerBytes(kept, tokens * width * size, work, expanded)
 
 
+def logit_chunk(shape: Shape, setup: Setup) -> int:
+    """Of the logits that are there at once where the head is frozen."""
+    row = shape.vocabulary * setup.value_bytes
+    return min(max(_LEAST_ROWS, _CHUNK_BYTES // row), setup.num_learnt) * row
+
+
 def logit_bytes(shape: Shape, setup: Setup) -> tuple[int, int]:
     """Of the loss: (while it is computed, what of that stays until the backward pass begins).
 
@@ -88,7 +94,6 @@ def logit_bytes(shape: Shape, setup: Setup) -> tuple[int, int]:
         # float32 at once, probabilities and two gradients.
         logits = setup.num_learnt * shape.vocabulary * 4
         return 3 * logits + hidden, logits + hidden
-    rows = max(_LEAST_ROWS, _CHUNK_BYTES // (shape.vocabulary * size))
-    chunk = min(rows, setup.num_learnt) * shape.vocabulary * size
+    chunk = logit_chunk(shape, setup)
     head = shape.vocabulary * shape.hidden * size if setup.quantize_head else 0
     return chunk + head + 2 * hidden, hidden

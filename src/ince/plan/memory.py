@@ -15,7 +15,7 @@ products are worked in. So six moments are looked at, and the largest is the pea
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ince.plan.activations import layer_bytes, logit_bytes
+from ince.plan.activations import LayerBytes, layer_bytes, logit_bytes, logit_chunk
 from ince.plan.setup import Setup
 from ince.plan.shape import Shape
 from ince.plan.weights import held_moments, weight_parts
@@ -46,12 +46,13 @@ COMPONENTS: Mapping[str, str] = {
 """Keys of a moment, in the order of a table, and what they are called."""
 
 _GPU_FRAMEWORK_BYTES = 600 * 2**20
-_CPU_FRAMEWORK_BYTES = 480 * 2**20
-# Code and buffers of libraries that become resident in a process's first step: measured.
-_CPU_FIRST_USE_BYTES = 112 * 2**20
-# glibc's heap, out of which a recomputed layer is taken again and again between gradients that
-# stay, has holes of so many layers: measured.
-_HEAP_LAYERS = 3.5
+_CPU_FRAMEWORK_BYTES = 510 * 2**20
+# Buffers of libraries, and small objects, that a process's first step makes: measured.
+_CPU_FIRST_USE_BYTES = 64 * 2**20
+# glibc maps what is as large as this apart from its heap, where it leaves no hole.
+_MAPPED_BYTES = 32 * 2**20
+# Of a byte of small tensors that stay from step to step, what goes into holes: measured.
+_INTO_HOLES = 0.6
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Overheads:
         """Where no run has been measured on the device yet."""
         source = "assumed: no run on such a device has been measured here yet"
         if on_cpu:
-            return cls(_CPU_FRAMEWORK_BYTES, _CPU_FIRST_USE_BYTES, 0.08, source)
+            return cls(_CPU_FRAMEWORK_BYTES, _CPU_FIRST_USE_BYTES, 0.02, source)
         return cls(_GPU_FRAMEWORK_BYTES, 0, 0.04, source)
 
     @classmethod
@@ -160,7 +161,7 @@ def plan_memory(shape: Shape, setup: Setup, overheads: Overheads | None = None) 
     gathered = _gathered(shape, setup)
     expanded = max(layer.expanded, gathered)
     recomputed = 0 if setup.activations == "keep" else layer.kept
-    holes = round(_HEAP_LAYERS * recomputed) if setup.on_cpu else 0
+    holes = _holes(shape, setup, layer, held["moments"]) if setup.on_cpu else 0
     first_kept = layer.input + recomputed if recomputed else layer.kept
     moments = (
         ("loaded", {}),
@@ -170,9 +171,10 @@ def plan_memory(shape: Shape, setup: Setup, overheads: Overheads | None = None) 
                 "activations": kept + recomputed,
                 "work": stream + setup.num_tokens * shape.mlp * setup.value_bytes,
                 "dequantization": min(expanded, _SLAB_BYTES) if setup.on_cpu else expanded,
+                "holes": holes,
             },
         ),
-        ("loss", {"activations": kept + stream, "logits": loss}),
+        ("loss", {"activations": kept + stream, "logits": loss, "holes": holes}),
         (
             "backward, last",
             {
@@ -181,13 +183,14 @@ def plan_memory(shape: Shape, setup: Setup, overheads: Overheads | None = None) 
                 "work": layer.work,
                 "dequantization": expanded,
                 "gradients": of_layer,
+                "holes": holes,
             },
         ),
         (
             "backward, first",
             {
                 # A processor's heap has kept the room of those before.
-                "activations": kept + recomputed if holes else first_kept,
+                "activations": kept + recomputed if recomputed and setup.on_cpu else first_kept,
                 "work": layer.work,
                 "dequantization": expanded,
                 "gradients": gradients,
@@ -238,6 +241,24 @@ def _moment(
         "framework": overheads.framework_bytes,
     }
     return Moment(name, {key: all_parts[key] for key in COMPONENTS if all_parts.get(key)})
+
+
+def _holes(shape: Shape, setup: Setup, layer: LayerBytes, moments: int) -> int:
+    """What a processor's heap has between tensors when most is held.
+
+    Up to glibc 2.37 an aligned block asks for a little more than its size, so that the hole that a
+    tensor leaves is too small for the next of that size. Traced block by block, the heap grows by
+    each temporary that is freed under something that stays: in every layer by the product h of a
+    feed-forward block's gate and up, which the block's output lies above; by a second part of the
+    logits; and by what the first backward works in, about a layer. Moments, small and made later,
+    go into some of it.
+    """
+    product = setup.num_tokens * shape.mlp * setup.value_bytes
+    holes = layer.kept
+    if setup.method != "full" and product < _MAPPED_BYTES:
+        holes += shape.num_layers * product
+    holes += logit_chunk(shape, setup)
+    return max(0, holes - round(_INTO_HOLES * moments))
 
 
 def _held(shape: Shape, setup: Setup) -> tuple[dict[str, int], dict[str, int]]:

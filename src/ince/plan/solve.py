@@ -306,7 +306,8 @@ def _impossible(
     shape: Shape, least: Setup, needed: int, limit: int, overheads: Overheads | None
 ) -> InputError:
     number = smallest_number_of_devices(shape, least, limit, overheads)
-    helps = [] if number is None else [f"{number} such devices"]
+    # Sharding is a formula here, which no run has been compared with.
+    helps = [] if number is None else [f"{number} such devices, by formula alone,"]
     device = smallest_device(shape, least, overheads)
     if device is not None:
         helps.append(f"one {device.name}")

@@ -77,7 +77,7 @@ def test_the_smallest_device_and_number_of_devices():
     device = smallest_device(LLAMA_70B, Setup(activations="recompute"))
     assert device is not None
     assert device.name in ("L40S", "A6000")
-    full = Setup(method="full", activations="recompute")
+    full = Setup(method="full", master_bytes=0, activations="recompute")
     assert smallest_device(LLAMA_70B, full) is None
     number = smallest_number_of_devices(LLAMA_70B, full, 80 * GIB, Overheads.none())
     assert number == 16
