@@ -29,19 +29,20 @@ GIB = 1 << 30
 GOAL = 0.05
 PACKAGES = ("ince", "torch", "triton", "transformers")
 RECOMPUTE = {"activations": "recompute"}
+PAGED, IN_8_BITS = ({**RECOMPUTE, "optimizer": name} for name in ("paged_adamw", "adamw_8bit"))
 CASES = (
     ("8b nf4 r=16 2048", "llama-3-8b", "nf4", 16, 2048, RECOMPUTE),
     ("8b nf4 r=16 2048 kept", "llama-3-8b", "nf4", 16, 2048, {}),
-    ("8b nf4 r=64 2048 8-bit", "llama-3-8b", "nf4", 64, 2048, RECOMPUTE | {"optimizer": "adamw_8bit"}),
-    ("8b nf4 r=64 2048 paged", "llama-3-8b", "nf4", 64, 2048, RECOMPUTE | {"optimizer": "paged_adamw"}),
-    ("8b nf4 r=16 2048 lion", "llama-3-8b", "nf4", 16, 2048, RECOMPUTE | {"optimizer": "lion"}),
+    ("8b nf4 r=64 2048 8-bit", "llama-3-8b", "nf4", 64, 2048, IN_8_BITS),
+    ("8b nf4 r=64 2048 paged", "llama-3-8b", "nf4", 64, 2048, PAGED),
+    ("8b nf4 r=16 2048 lion", "llama-3-8b", "nf4", 16, 2048, {**RECOMPUTE, "optimizer": "lion"}),
     ("8b nf4 r=16 8192", "llama-3-8b", "nf4", 16, 8192, RECOMPUTE),
     ("8b nf4 r=16 8192 offloaded", "llama-3-8b", "nf4", 16, 8192, {"activations": "offload"}),
     ("8b bf16 r=16 2048", "llama-3-8b", "bf16", 16, 2048, RECOMPUTE),
     ("70b nf4 r=16 2048", "llama-3-70b", "nf4", 16, 2048, RECOMPUTE),
-    ("70b nf4 r=64 2048 paged", "llama-3-70b", "nf4", 64, 2048, RECOMPUTE | {"optimizer": "paged_adamw"}),
-    ("70b nf4 r=64 2048 8-bit", "llama-3-70b", "nf4", 64, 2048, RECOMPUTE | {"optimizer": "adamw_8bit"}),
-)  # fmt: skip
+    ("70b nf4 r=64 2048 paged", "llama-3-70b", "nf4", 64, 2048, PAGED),
+    ("70b nf4 r=64 2048 8-bit", "llama-3-70b", "nf4", 64, 2048, IN_8_BITS),
+)
 QUICK = (
     ("tiny nf4 r=4 64", "tiny", "nf4", 4, 64, RECOMPUTE),
     ("tiny float r=4 64 lion", "tiny", "bf16", 4, 64, {"optimizer": "lion"}),
@@ -152,9 +153,7 @@ def markdown(record):
             lines.append(f"| {name} | {found['failed'].replace('|', '/')} | | | | | |")
             continue
         errors.append(abs(found["error"]))
-        sizes = [
-            found[f"{which}_bytes"] / GIB for which in ("planned", "measured", "reserved")
-        ]
+        sizes = [found[f"{which}_bytes"] / GIB for which in ("planned", "measured", "reserved")]
         lines.append(
             f"| {name} | {sizes[0]:.2f} | {sizes[1]:.2f} | {found['error']:+.1%} | {sizes[2]:.2f}"
             f" | {found['peak_at']} | {found['time_error']:+.0%} |"

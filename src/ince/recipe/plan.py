@@ -109,8 +109,12 @@ def _moments_here(pages: PagesSection, *, on_cpu: bool) -> int | None:
     """Bytes of moments that may be where the parameters are; None: as many as there is room for."""
     if on_cpu and pages.file == 0:
         return _ALL_BYTES  # they have nowhere else to go
-    amounts = [pages.device, pages.memory] if on_cpu else [pages.device]
-    return None if "auto" in amounts else sum(amount for amount in amounts if amount != "auto")
+    total = 0
+    for amount in (pages.device, pages.memory) if on_cpu else (pages.device,):
+        if amount == "auto":
+            return None
+        total += amount
+    return total
 
 
 def _targets(recipe: Recipe, shape: Shape) -> tuple[str, ...] | None:

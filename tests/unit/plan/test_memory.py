@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ince.errors import InputError
-from ince.plan import KNOWN_SHAPES, Overheads, Setup, plan_memory
+from ince.plan import KNOWN_SHAPES, Overheads, Setup, fill_pages, plan_memory
 
 LLAMA_70B = KNOWN_SHAPES["Llama-3-70B"]
 GIB_48 = 48 * 2**30
@@ -101,6 +101,15 @@ def test_recomputing_and_sharding_never_take_more(shape, setup):
     assert offloaded <= recomputed <= kept * 1.5
     eight = plan_memory(shape, setup.with_changes(num_devices=8))
     assert eight.loaded.total <= plan_memory(shape, setup).loaded.total
+
+
+def test_pages_that_may_stay_give_way_to_the_limit():
+    setup = Setup(r=64, activations="recompute", optimizer="paged_adamw", device_moment_bytes=None)
+    assert fill_pages(LLAMA_70B, setup, 80 * 2**30) == setup
+    filled = fill_pages(LLAMA_70B, setup, GIB_48, Overheads.none())
+    peak = parts_of(filled).peak.total
+    assert GIB_48 * 0.99 < peak <= GIB_48
+    assert 0 < filled.device_moment_bytes < 8 * setup.num_trainable(LLAMA_70B)
 
 
 @pytest.mark.parametrize("changes", [{"optimizer": "sgd"}, {"r": 0}, {"length": 0}])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ince.plan import KNOWN_SHAPES, Setup
-from ince.plan.weights import moment_bytes, packed_bytes, weight_parts
+from ince.plan.weights import held_moments, moment_bytes, packed_bytes, weight_parts
 from ince.quant import Linear4bit, NF4Config
 
 LLAMA_8B, LLAMA_70B = KNOWN_SHAPES["Llama-3-8B"], KNOWN_SHAPES["Llama-3-70B"]
@@ -67,3 +67,31 @@ def test_double_quantization_saves_what_the_paper_says():
     )
     assert round(8 * (single - double) / shape.counts.linear, 3) == 0.373
     assert round((single - double) / 1e9, 2) == 3.02
+
+
+@pytest.mark.parametrize(("optimizer", "share"), [("lion", 4), ("lion_8bit", 1 + 4 / 256)])
+def test_lion_has_one_moment(optimizer, share):
+    setup = Setup(r=16, optimizer=optimizer)
+    found = moment_bytes(LLAMA_8B, setup) / setup.num_trainable(LLAMA_8B)
+    assert found == pytest.approx(share, rel=1e-3)
+
+
+def test_pages_hold_their_budget_and_at_least_what_is_on_its_way():
+    setup = Setup(r=16, optimizer="paged_adamw")
+    moments = moment_bytes(LLAMA_8B, setup)
+    assert held_moments(LLAMA_8B, setup) == (3 * 4 * 2**20, moments)
+    budget = 100 * 2**20
+    here, below = held_moments(LLAMA_8B, setup.with_changes(device_moment_bytes=budget))
+    assert here == budget
+    assert below == moments - (budget - 3 * 4 * 2**20)
+    assert held_moments(LLAMA_8B, setup.with_changes(device_moment_bytes=None)) == (moments, 0)
+    # Between memory and a file a page has its parameters' old values with it.
+    on_cpu = setup.with_changes(on_cpu=True)
+    assert held_moments(LLAMA_8B, on_cpu)[0] == 4 * 4 * 2**20 * 3 // 2
+
+
+def test_full_fine_tuning_has_originals_where_weights_are_in_16_bits():
+    full = Setup(method="full")
+    assert weight_parts(LLAMA_8B, full)["master"] == 4 * LLAMA_8B.counts.total
+    assert "master" not in weight_parts(LLAMA_8B, full.with_changes(value_bytes=4))
+    assert "master" not in weight_parts(LLAMA_8B, Setup(method="lora"))
