@@ -16,8 +16,8 @@ own; the processes take turns, one optimizer step each:
 
     speed    tokens and target tokens in a second, memory, and the share of the bound: the products
              that a step of ince cannot avoid, timed alone in its turn, in a process of its own
-    loss     the held-out loss after one pass over the same chats, for each seed: of the adapters
-             that ince and TRL NF4 saved, read by one scorer, and of the base
+    loss     the held-out loss after one pass over the same chats in as many steps, for each seed:
+             of the adapters that ince and TRL NF4 saved, read by one scorer, and of the base
 
 Peers are no dependency of ince. An interpreter that has them, beside the packages of this one:
 
@@ -40,6 +40,7 @@ from pathlib import Path
 
 from training.chats import make_chats, write_chats
 from training.goals import report_loss, report_speed
+from training.ince_run import batch_tokens_of_steps
 from training.lineup import line_up, parse_variant, peer_versions, runners
 from training.machine import machine, occasion, print_facts, product_dtype, versions
 from training.measure import Comparison
@@ -130,7 +131,14 @@ def compared(arguments, place):
         train, held = place / "loss.jsonl", place / "eval.jsonl"
         figures["loss_chats_digest"] = write_chats(train, chats[: arguments.loss_chats])
         write_chats(held, heldout)
-        figures["loss"] = comparison.losses(train, held, range(arguments.seeds))
+        # As many steps as the peer's, and rows no longer than a chat, to cut them finely.
+        rows = {"max_length": arguments.longest, "micro_batch_tokens": spec["micro_batch_tokens"]}
+        num_steps = -(-arguments.loss_chats // spec["batch_chats"])
+        rows["batch_tokens"] = batch_tokens_of_steps(
+            num_steps, train, spec | rows, range(arguments.seeds)
+        )
+        figures["loss_steps"] = {"num": num_steps, "batch_tokens": rows["batch_tokens"]}
+        figures["loss"] = comparison.losses(train, held, range(arguments.seeds), ours=rows)
         figures["loss_goals"] = report_loss(figures["loss"])
         yield figures
 

@@ -51,6 +51,48 @@ def logged_steps(folder):
     return steps
 
 
+def batch_tokens_of_steps(num_steps, train, spec, seeds):
+    """The `batch_tokens` with which one pass of `train` takes `num_steps` steps, for each seed.
+
+    A step of a peer is a number of chats, ours a number of tokens; adapters after more steps of
+    a constant rate are no comparison.
+
+    Args:
+        num_steps: that the peers take.
+        train: a file of chats.
+        spec: {"model", "max_length"}.
+        seeds: of the runs.
+    """
+    from ince.data import DataConfig, load_split
+    from ince.models import load_tokenizer
+    from ince.train.steps import StepPlan
+
+    config = DataConfig(train=str(train), max_length=spec["max_length"])
+    split = load_split(str(train), config, load_tokenizer(Path(spec["model"])))
+    examples, length = split.examples, spec["max_length"]
+
+    def steps_of(batch_tokens):
+        plans = [
+            StepPlan(
+                examples,
+                packing=True,
+                max_length=length,
+                batch_tokens=batch_tokens,
+                epochs=1,
+                max_steps=None,
+                seed=seed,
+            )
+            for seed in seeds
+        ]
+        return {plan.num_steps for plan in plans}
+
+    whole = sum(example.num_tokens for example in examples)
+    for batch_tokens in range(whole // (2 * num_steps), 2 * whole, 32):
+        if steps_of(batch_tokens) == {num_steps}:
+            return batch_tokens
+    raise SystemExit(f"no size of a step makes {num_steps} of these chats for every seed")
+
+
 class Forwards:
     """How many forwards each optimizer step took, by a hook on the input embedding."""
 

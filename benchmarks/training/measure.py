@@ -95,19 +95,30 @@ class Comparison:
 
     # ----------------------------------------------------------------------------------- loss
 
-    def losses(self, train, held, seeds):
-        """Held-out losses by library and seed, of the base, and how many targets were learnt."""
+    def losses(self, train, held, seeds, *, ours):
+        """Held-out losses by library and seed, of the base, and how many targets were learnt.
+
+        Args:
+            train, held: files of chats.
+            seeds: of the runs.
+            ours: what ince is told beside, of its rows.
+        """
         names = [name for name in COMPARED if name in self._libraries]
         adapters = {name: [] for name in names}
         targets = {name: [] for name in names}
+        steps = {name: [] for name in names}
         for seed in seeds:
             for name in names:
-                worker = self._start(name, f"loss-{seed}", train=str(train), seed=seed)
+                changes = ours if name == "ince" else {}
+                worker = self._start(name, f"loss-{seed}", train=str(train), seed=seed, **changes)
                 _, over = worker.turn(1 << 30)
                 adapters[name].append(over["adapter"])
                 targets[name].append(sum(count[1] for count in over["counts"]))
+                steps[name].append(len(over["counts"]))
         if len({number for numbers in targets.values() for number in numbers}) > 1:
             raise SystemExit(f"the libraries learn different numbers of tokens: {targets}")
+        if len({number for numbers in steps.values() for number in numbers}) > 1:
+            raise SystemExit(f"the libraries take different numbers of steps: {steps}")
         scorer = self._start_here("score", eval=str(held))
         base = scorer.ask(adapter=None, quantize="nf4")
         found = {
