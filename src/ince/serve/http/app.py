@@ -19,6 +19,7 @@ from ince.serve.http.health import health_routes
 from ince.serve.http.lora import lora_routes
 from ince.serve.http.metrics import engine_collector
 from ince.serve.http.models import model_routes
+from ince.serve.http.page import PAGE_PATHS, page_routes
 from ince.serve.http.service import AdapterLoader, Service
 from ince.serve.http.settings import HttpSettings
 from ince.serve.http.tenants import Tenants
@@ -32,7 +33,7 @@ __all__ = ["create_app", "service_of"]
 
 _LOG = logging.getLogger(__name__)
 _USAGE_SECONDS = 2.0
-OPEN_PATHS = frozenset({"/health", "/ready", "/openapi.json"})
+OPEN_PATHS = frozenset({"/health", "/ready", "/openapi.json"}) | PAGE_PATHS
 
 
 def create_app(
@@ -92,6 +93,7 @@ def create_app(
         health_routes,
     ):
         app.include_router(routes(service))
+    app.include_router(page_routes())
     stats = getattr(engine, "stats", None)
     if stats is not None:
         collector = engine_collector(stats, names=directory.names_of, num_slots=num_slots)
