@@ -78,6 +78,7 @@ class Page:
 
     def open(self, url):
         self._ask("Page.navigate", url=url)
+        self.until(f"location.href === {url!r} && document.readyState === 'complete'")
 
     def run(self, script):
         """What an expression is; promises are waited for."""
@@ -114,12 +115,6 @@ class Page:
     def picture(self):
         """A PNG of what is seen."""
         return base64.b64decode(self._ask("Page.captureScreenshot", format="png")["data"])
-
-    def files(self, selector, paths):
-        """Choose files in an input."""
-        node = self._ask("Runtime.evaluate", expression=f"document.querySelector({selector!r})")
-        handle = node["result"]["objectId"]
-        self._ask("DOM.setFileInputFiles", files=[str(path) for path in paths], objectId=handle)
 
     def close(self):
         self._process.kill()

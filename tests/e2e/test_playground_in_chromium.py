@@ -74,7 +74,7 @@ def test_three_models_answer_one_prompt_side_by_side(page, serve, engine, tmp_pa
         assert short == "kısa bir cevap"
         # What a model says is text: no element came of it.
         assert turkish.startswith("<b>Merhaba</b>")
-        assert page.run("document.querySelector('.turns b')") is None
+        assert page.run("document.querySelector('.turns b') === null")
         figures = page.run(
             "document.querySelectorAll('.column')[2].querySelector('footer').innerText"
         )
@@ -107,9 +107,9 @@ def test_escape_stops_an_answer_and_the_engine(page, serve, engine):
         page.open(f"{url}/")
         page.until("document.querySelectorAll('.column').length === 1")
         ask(page, "Uzun uzun anlat.")
-        page.until("document.querySelector('.going')")
+        page.until("document.querySelector('.going') !== null")
         page.key("Escape")
-        page.until("document.querySelector('.cut')")
+        page.until("document.querySelector('.cut') !== null")
         end = time.monotonic() + 20
         while not engine.cancelled and time.monotonic() < end:
             time.sleep(0.02)

@@ -268,7 +268,7 @@ async function upload() {
   }
   sayUpload("uploading and checking");
   try {
-    const response = await fetch("v1/adapters", {
+    const response = await fetch("v1/adapters/upload", {
       method: "POST",
       headers: headers({ "Content-Type": "application/json" }),
       body: JSON.stringify({ name, config, weights: await base64(at("upload-weights").files[0]) }),
