@@ -1,11 +1,13 @@
 """What is measured of ince alone: adapters in numbers, latency, fairness, tiers, swaps."""
 
+import contextlib
 import statistics
 import threading
 import time
 
 import torch
 
+from ince.errors import DrainingError
 from serving.bench import spread
 from serving.drawn_adapters import SMALL, write_adapters
 from serving.timeline import quantile, say, summary
@@ -71,12 +73,13 @@ class Busy:
         self._left = threading.Semaphore(concurrency)
         self._stop = threading.Event()
         self._ended = 0
-        self._handles = []
-        self._arguments = ours, requests, digests, tenant
+        self._ours = ours
+        self._arguments = requests, digests, tenant
         self._thread = threading.Thread(target=self._run)
 
     def _run(self):
-        ours, requests, digests, tenant = self._arguments
+        ours = self._ours
+        requests, digests, tenant = self._arguments
         number = 0
         while True:
             self._left.acquire()
@@ -85,7 +88,12 @@ class Busy:
             asked = requests[number % len(requests)]
             salt = f"{tenant} {number // len(requests)}"
             digest = digests[asked.adapter]
-            ours.submit(asked, digest=digest, salt=salt, tenant=tenant, on_end=self._left.release)
+            try:
+                ours.submit(
+                    asked, digest=digest, salt=salt, tenant=tenant, on_end=self._left.release
+                )
+            except DrainingError:
+                return
             number += 1
 
     def __enter__(self):
@@ -96,6 +104,8 @@ class Busy:
         self._stop.set()
         self._left.release()
         self._thread.join()
+        # What it still has need not be answered.
+        self._ours.engine.close()
 
 
 def fairness(bench):
@@ -113,20 +123,18 @@ def fairness(bench):
         with bench.ours(folders, digests) as ours:
             ours.warm(digests.values())
             times = [2.0 / rate + each for each in arrivals(len(mine), rate, seed=5)]
-            busy = None
-            if concurrency:
-                busy = Busy(ours, others, digests, tenant="other", concurrency=concurrency)
-                busy.__enter__()
-                time.sleep(0.1 if bench.quick else 8.0)
-            lines = ours.run(mine, digests, salt=name, times=times, tenant="mine")
-            found[name] = summary(lines) | {
-                "first_token_seconds": [line.first_seconds for line in lines],
-                "preemptions": ours.engine.stats().preemptions,
-            }
+            with contextlib.ExitStack() as beside:
+                if concurrency:
+                    beside.enter_context(
+                        Busy(ours, others, digests, tenant="other", concurrency=concurrency)
+                    )
+                    time.sleep(0.1 if bench.quick else 8.0)
+                lines = ours.run(mine, digests, salt=name, times=times, tenant="mine")
+                found[name] = summary(lines) | {
+                    "first_token_seconds": [line.first_seconds for line in lines],
+                    "preemptions": ours.engine.stats().preemptions,
+                }
             say(name, found[name])
-            if busy is not None:
-                ours.engine.close()  # what the other one still has need not be answered
-                busy.__exit__()
     flooded = found["beside a flood"]
     for name in ("alone", "beside its share"):
         for key in ("first_token_p50", "first_token_p99"):
