@@ -1,5 +1,6 @@
 """ince's HTTP server in this process, with clients in another one."""
 
+import socket
 import threading
 import time
 
@@ -23,20 +24,21 @@ class Server:
             directory.alias(f"a{number}", directory.put(folder))
         settings = HttpSettings(base_name="base", context_length=engine.context_length)
         app = create_app(engine, tokenizer, directory, None, settings)
-        self._server = make_server(app, engine, host="127.0.0.1", port=0)
-        self._server.install_signal_handlers = lambda: None
-        self._thread = threading.Thread(target=self._server.run)
+        self._server = make_server(app, engine)
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
 
     def __enter__(self):
         self._thread.start()
         while not self._server.started:
             time.sleep(0.01)
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
         return self
 
     def __exit__(self, *_):
         self._server.should_exit = True
         self._thread.join()
+        self._socket.close()
 
 
 def through_http(bench):

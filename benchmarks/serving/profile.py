@@ -62,7 +62,7 @@ def profile(bench):
     folders, digests = bench.adapters(numbers)
     requests = spread(bench.requests(), numbers)
     with bench.ours(folders, digests) as ours:
-        ours.warm(digests.values())
+        ours.warm({digests[each.adapter] for each in requests})
         ours.run(requests[:4], digests, salt="warm")
         with Sampler("ince-engine") as sampler:
             told = summary(ours.run(requests, digests, salt="profile"))
