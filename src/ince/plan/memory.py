@@ -250,13 +250,17 @@ def _holes(shape: Shape, setup: Setup, layer: LayerBytes, moments: int) -> int:
     tensor leaves is too small for the next of that size. Traced block by block, the heap grows by
     each temporary that is freed under something that stays: in every layer by the product h of a
     feed-forward block's gate and up, which the block's output lies above; by a second part of the
-    logits; and by what the first backward works in, about a layer. Moments, small and made later,
-    go into some of it.
+    logits; and by what the first backward works in, about a layer. Two weights that are expanded
+    from four bits are left under a layer's tensors as well, whose own then go into those holes, as
+    far as there are enough of them. Moments, small and made later, go into some of it all.
     """
     product = setup.num_tokens * shape.mlp * setup.value_bytes
     holes = layer.kept
-    if setup.method != "full" and product < _MAPPED_BYTES:
-        holes += shape.num_layers * product
+    if setup.method != "full":
+        # Larger ones are mapped and leave none; counted all the same, so that more is never less.
+        holes += shape.num_layers * min(product, _MAPPED_BYTES)
+    if setup.activations == "keep" and 0 < layer.expanded < 2 * _MAPPED_BYTES:
+        holes += shape.num_layers * max(0, layer.expanded - layer.kept)
     holes += logit_chunk(shape, setup)
     return max(0, holes - round(_INTO_HOLES * moments))
 
