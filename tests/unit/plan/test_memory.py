@@ -1,7 +1,7 @@
 """The figures of 70B, and properties: more of anything never takes less."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ince.errors import InputError
@@ -81,6 +81,8 @@ MORE = st.sampled_from(["r", "num_rows", "length"])
 
 @given(SHAPES, SETUPS, MORE)
 def test_more_never_takes_less(shape, setup, name):
+    # A factor that a rank more takes over 4,095 numbers is one that 8 bits are enough for.
+    assume(name != "r" or setup.optimizer != "adamw_8bit")
     more = setup.with_changes(**{name: getattr(setup, name) + 1})
     assert plan_memory(shape, more).peak.total >= plan_memory(shape, setup).peak.total
 
