@@ -41,41 +41,48 @@ class Fields:
     def __init__(self, row: sqlite3.Row, path: Path) -> None:
         self._row, self._path = row, path
 
-    def _damaged(self, column: str) -> CorruptFileError:
+    def _value(self, column: str) -> object:
+        try:
+            value: object = self._row[column]
+        except IndexError:  # a damaged schema names its columns otherwise
+            raise self._damaged(column, "no such column") from None
+        return value
+
+    def _damaged(self, column: str, got: object) -> CorruptFileError:
         return CorruptFileError(
             "the registry's database is damaged: an entry is not what was written",
             where=f"{self._path}: {column}",
-            got=self._row[column],
+            got=got,
             do=_RESTORE,
         )
 
     def text(self, column: str) -> str:
         """A text."""
-        value: object = self._row[column]
+        value = self._value(column)
         if not isinstance(value, str):
-            raise self._damaged(column)
+            raise self._damaged(column, self._value(column))
         return value
 
     def text_or_none(self, column: str) -> str | None:
         """A text, or nothing."""
-        return None if self._row[column] is None else self.text(column)
+        return None if self._value(column) is None else self.text(column)
 
     def integer(self, column: str) -> int:
         """A whole number."""
-        value: object = self._row[column]
+        value = self._value(column)
         if not isinstance(value, int):
-            raise self._damaged(column)
+            raise self._damaged(column, self._value(column))
         return value
 
     def integer_or_none(self, column: str) -> int | None:
         """A whole number, or nothing."""
-        return None if self._row[column] is None else self.integer(column)
+        return None if self._value(column) is None else self.integer(column)
 
     def real(self, column: str) -> float:
         """A number."""
-        value: object = self._row[column]
+        value = self._value(column)
         if not isinstance(value, int | float):
-            raise self._damaged(column)
+            raise self._damaged(column, self._value(column))
         return float(value)
 
     def json(self, column: str) -> dict[str, object]:
@@ -85,12 +92,12 @@ class Fields:
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise self._damaged(column)
+            raise self._damaged(column, self._value(column))
         return cast(dict[str, object], value)
 
     def json_or_none(self, column: str) -> dict[str, object] | None:
         """A JSON object, or nothing."""
-        return None if self._row[column] is None else self.json(column)
+        return None if self._value(column) is None else self.json(column)
 
 
 class Database:

@@ -302,13 +302,19 @@ def test_a_fault_inside_tells_nothing(serve, engine, caplog):
     assert "hidden" not in response.text
 
 
+def lines_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.name.startswith("ince")]
+
+
 def test_logs_hold_neither_prompts_nor_keys_and_no_line_is_forged(serve, caplog, fakes):
     http = serve(tenants=fakes.Tenants(topsecret=Caller("acme"))).http
     with caplog.at_level(logging.DEBUG, logger="ince"):
         body = ASKED | {"messages": [{"role": "user", "content": "a private question"}]}
         http.post(CHAT, json=body, headers={"authorization": "Bearer topsecret"})
         http.get("/a%0Aforged%20line?key=topsecret")
-    lines = [record.getMessage() for record in caplog.records if record.name.startswith("ince")]
+        # A line is written when its answer is out, which the client may have before.
+        wait_until(lambda: len(lines_of(caplog)) == 2)
+    lines = lines_of(caplog)
     assert sum("tenant=acme" in line for line in lines) == 1
     assert len(lines) == 2
     for line in lines:
