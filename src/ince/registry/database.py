@@ -233,7 +233,8 @@ class Database:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            # What SQLite says of damage quotes it, and Python decodes what was said.
             raise _explain(error, self.path) from error
 
 
@@ -323,7 +324,7 @@ def _roll_back(connection: sqlite3.Connection) -> None:
             connection.execute("ROLLBACK")
 
 
-def _explain(error: sqlite3.Error, path: Path) -> InceError:
+def _explain(error: Exception, path: Path) -> InceError:
     if isinstance(error, sqlite3.ProgrammingError):
         return InceError("the registry was closed", where=path, got=str(error))
     code = getattr(error, "sqlite_errorcode", None)
