@@ -131,14 +131,14 @@ def compared(arguments, place):
         train, held = place / "loss.jsonl", place / "eval.jsonl"
         figures["loss_chats_digest"] = write_chats(train, chats[: arguments.loss_chats])
         write_chats(held, heldout)
+        longest = max(lengths[num_eval : num_eval + arguments.loss_chats])
         # As many steps as the peer's, and rows no longer than a chat, to cut them finely.
-        rows = {"max_length": arguments.longest, "micro_batch_tokens": spec["micro_batch_tokens"]}
+        rows = {"max_length": longest, "micro_batch_tokens": spec["micro_batch_tokens"]}
         num_steps = -(-arguments.loss_chats // spec["batch_chats"])
-        rows["batch_tokens"] = batch_tokens_of_steps(
-            num_steps, train, spec | rows, range(arguments.seeds)
-        )
-        figures["loss_steps"] = {"num": num_steps, "batch_tokens": rows["batch_tokens"]}
-        figures["loss"] = comparison.losses(train, held, range(arguments.seeds), ours=rows)
+        sizes = batch_tokens_of_steps(num_steps, train, spec | rows, range(arguments.seeds))
+        figures["loss_steps"] = {"num": num_steps, "batch_tokens": list(sizes.values())}
+        ours = {seed: rows | {"batch_tokens": size} for seed, size in sizes.items()}
+        figures["loss"] = comparison.losses(train, held, ours)
         figures["loss_goals"] = report_loss(figures["loss"])
         yield figures
 

@@ -52,7 +52,7 @@ def logged_steps(folder):
 
 
 def batch_tokens_of_steps(num_steps, train, spec, seeds):
-    """The `batch_tokens` with which one pass of `train` takes `num_steps` steps, for each seed.
+    """For each seed the `batch_tokens` with which one pass of `train` takes `num_steps` steps.
 
     A step of a peer is a number of chats, ours a number of tokens; adapters after more steps of
     a constant rate are no comparison.
@@ -71,26 +71,27 @@ def batch_tokens_of_steps(num_steps, train, spec, seeds):
     split = load_split(str(train), config, load_tokenizer(Path(spec["model"])))
     examples, length = split.examples, spec["max_length"]
 
-    def steps_of(batch_tokens):
-        plans = [
-            StepPlan(
-                examples,
-                packing=True,
-                max_length=length,
-                batch_tokens=batch_tokens,
-                epochs=1,
-                max_steps=None,
-                seed=seed,
-            )
-            for seed in seeds
-        ]
-        return {plan.num_steps for plan in plans}
+    def steps_of(batch_tokens, seed):
+        plan = StepPlan(
+            examples,
+            packing=True,
+            max_length=length,
+            batch_tokens=batch_tokens,
+            epochs=1,
+            max_steps=None,
+            seed=seed,
+        )
+        return plan.num_steps
 
     whole = sum(example.num_tokens for example in examples)
-    for batch_tokens in range(whole // (2 * num_steps), 2 * whole, 32):
-        if steps_of(batch_tokens) == {num_steps}:
-            return batch_tokens
-    raise SystemExit(f"no size of a step makes {num_steps} of these chats for every seed")
+    sizes = range(whole // (2 * num_steps), 2 * whole, 16)
+    found = {}
+    for seed in seeds:
+        size = next((size for size in sizes if steps_of(size, seed) == num_steps), None)
+        if size is None:
+            raise SystemExit(f"no size of a step makes {num_steps} of these chats, seed {seed}")
+        found[seed] = size
+    return found
 
 
 class Forwards:

@@ -95,21 +95,20 @@ class Comparison:
 
     # ----------------------------------------------------------------------------------- loss
 
-    def losses(self, train, held, seeds, *, ours):
+    def losses(self, train, held, ours):
         """Held-out losses by library and seed, of the base, and how many targets were learnt.
 
         Args:
             train, held: files of chats.
-            seeds: of the runs.
-            ours: what ince is told beside, of its rows.
+            ours: seed of a run → what ince is told of its rows.
         """
         names = [name for name in COMPARED if name in self._libraries]
         adapters = {name: [] for name in names}
         targets = {name: [] for name in names}
         steps = {name: [] for name in names}
-        for seed in seeds:
+        for seed, rows in ours.items():
             for name in names:
-                changes = ours if name == "ince" else {}
+                changes = rows if name == "ince" else {}
                 worker = self._start(name, f"loss-{seed}", train=str(train), seed=seed, **changes)
                 _, over = worker.turn(1 << 30)
                 adapters[name].append(over["adapter"])
