@@ -6,7 +6,7 @@ checking them, and never holding more than the finished model and one tensor in 
 """
 
 from ince.models.attention import attention_inputs
-from ince.models.attention_choice import AttentionChoice, choose_attention
+from ince.models.attention_choice import AttentionChoice, attention_set_to, choose_attention
 from ince.models.fused import FusedReport, fused
 from ince.models.load import choose_device, load_model, load_tokenizer
 from ince.models.packaged import PACKAGED_MODELS
@@ -23,6 +23,7 @@ __all__ = [
     "OutputHead",
     "ResolvedModel",
     "attention_inputs",
+    "attention_set_to",
     "choose_attention",
     "choose_device",
     "fused",

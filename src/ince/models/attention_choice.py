@@ -5,14 +5,18 @@ use ince's own kernel for packed rows (`ince.models.packed_attention`). The othe
 transformers' implementations by their names there.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
 
 from ince.errors import ModelReferenceError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["AttentionChoice", "choose_attention"]
+__all__ = ["AttentionChoice", "attention_set_to", "choose_attention"]
 
 AttentionChoice = Literal[
     "auto", "sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"
@@ -46,6 +50,32 @@ def choose_attention(
     config: Any = model.config
     if config._attn_implementation != choice:
         raise _refusal(choice, f"{type(model).__name__} computes attention in its own code")
+
+
+@contextlib.contextmanager
+def attention_set_to(
+    model: nn.Module, name: str, *, instead_of: str | None = None
+) -> Iterator[None]:
+    """Inside, the layers of `model` compute attention by an implementation that is registered.
+
+    Args:
+        model: whose configs are changed, and are as they were afterwards.
+        name: of the implementation.
+        instead_of: only layers that use this one; None for all.
+    """
+    before: dict[int, tuple[Any, str]] = {}
+    for module in model.modules():
+        config: Any = vars(module).get("config")
+        current = getattr(config, "_attn_implementation", None)
+        if current is not None and instead_of in (None, current):
+            before[id(config)] = config, current
+    try:
+        for config, _ in before.values():
+            config._attn_implementation = name
+        yield
+    finally:
+        for config, current in before.values():
+            config._attn_implementation = current
 
 
 def _refusal(choice: str, why: str) -> ModelReferenceError:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ince.models.attention_choice import attention_set_to
 from ince.ops import attention_tiles, cpu, packed_attention
 
 __all__ = ["packed_attention_forward", "packed_row_attention"]
@@ -125,20 +126,5 @@ def packed_row_attention(model: Any) -> Iterator[bool]:
 
     AttentionInterface.register(_NAME, packed_attention_forward)
     AttentionMaskInterface.register(_NAME, sdpa_mask)
-    configs = {id(c): c for c in _configs(model)}.values()
-    before = [(c, c._attn_implementation) for c in configs]
-    try:
-        for c in configs:
-            c._attn_implementation = _NAME
+    with attention_set_to(model, _NAME, instead_of=_ELSE):
         yield True
-    finally:
-        for c, implementation in before:
-            c._attn_implementation = implementation
-
-
-def _configs(model: nn.Module) -> Iterator[Any]:
-    """Every config that some layer of the model reads its implementation from."""
-    for module in model.modules():
-        config: Any = vars(module).get("config")
-        if getattr(config, "_attn_implementation", None) == _ELSE:
-            yield config

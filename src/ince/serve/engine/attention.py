@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ince.errors import InceError, ModelReferenceError
+from ince.models import attention_set_to
 from ince.ops import paged_attention, write_kv_
 
 __all__ = ["LayerShape", "StepTables", "in_step", "paged", "paged_attention_forward", "survey"]
@@ -158,15 +159,8 @@ def paged(model: nn.Module) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(_NAME, paged_attention_forward)
-    configs = {id(config): config for config in _configs(model)}.values()
-    before = [(config, config._attn_implementation) for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation = _NAME
+    with attention_set_to(model, _NAME):
         yield
-    finally:
-        for config, implementation in before:
-            config._attn_implementation = implementation
 
 
 @contextlib.contextmanager
@@ -192,11 +186,3 @@ def survey() -> Iterator[dict[int, LayerShape]]:
         yield found
     finally:
         _step.reset(token)
-
-
-def _configs(model: nn.Module) -> Iterator[Any]:
-    """Every config that some layer of the model reads its implementation from."""
-    for module in model.modules():
-        config: Any = vars(module).get("config")
-        if getattr(config, "_attn_implementation", None) is not None:
-            yield config
