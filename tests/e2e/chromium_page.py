@@ -4,41 +4,23 @@ import base64
 import json
 import os
 import select
-import shutil
 import subprocess
 import time
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--remote-debugging-pipe",
-)
 CODES = {"Enter": 13, "Escape": 27, "Tab": 9}
-
-
-def find_browser():
-    return next((path for path in map(shutil.which, NAMES) if path), None)
 
 
 class Page:
     """One tab: runs scripts, types, takes pictures, and keeps what went wrong in it."""
 
-    def __init__(self, program, profile):
+    def __init__(self, browser, profile):
         to_read, self._to = os.pipe()
         self._from, to_write = os.pipe()
         # It reads descriptor 3 and writes 4, which may be others' here.
         command = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'
-        flags = [*FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        flags = ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(
-            ["bash", "-c", command, program, *flags],
+            ["bash", "-c", command, *browser, *flags],
             pass_fds=(to_read, to_write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

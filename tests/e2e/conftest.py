@@ -1,7 +1,8 @@
-"""Benchmarks as programs: run with ``--quick``, and what they wrote."""
+"""Benchmarks as programs, run with ``--quick``, and a browser without a window."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+QUIET = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+)
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +44,12 @@ def figures_of(tmp_path_factory):
         return json.loads(path.read_text(encoding="utf-8")), done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The command that starts a Chromium, to be followed by its profile and what it shall do."""
+    found = next((path for path in map(shutil.which, NAMES) if path), None)
+    if found is None:
+        pytest.skip("no Chromium is installed")
+    return [found, *QUIET]

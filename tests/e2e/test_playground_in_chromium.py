@@ -28,11 +28,8 @@ def engine(served, small_tokenizer):
 
 
 @pytest.fixture
-def page(tmp_path):
+def page(browser, tmp_path):
     chromium = runpy.run_path(str(Path(__file__).with_name("chromium_page.py")))
-    browser = chromium["find_browser"]()
-    if browser is None:
-        pytest.skip("no Chromium is installed")
     opened = chromium["Page"](browser, tmp_path / "profile")
     opened.look()
     yield opened

@@ -3,7 +3,6 @@
 import html
 import json
 import runpy
-import shutil
 import struct
 import subprocess
 import threading
@@ -18,19 +17,6 @@ from ince.report.sweep_page import render_sweep_page
 
 MADE_UP_RUN = Path(__file__).parents[1] / "unit" / "report" / "made_up_run.py"
 MADE_UP_SWEEP = MADE_UP_RUN.with_name("made_up_sweep.py")
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-QUIET = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-)
-
 # A page around the report, because the report itself allows no script: it shows the report at
 # several widths and writes down what it finds in each.
 PROBE = """<!doctype html><pre id="found">not measured</pre>
@@ -71,14 +57,6 @@ for (const width of widths) {
 
 
 @pytest.fixture(scope="session")
-def browser():
-    found = next((path for path in map(shutil.which, NAMES) if path), None)
-    if found is None:
-        pytest.skip("no Chromium is installed")
-    return found
-
-
-@pytest.fixture(scope="session")
 def made_up():
     return runpy.run_path(str(MADE_UP_RUN))
 
@@ -87,7 +65,7 @@ def made_up():
 def run_browser(browser, tmp_path):
     def run(path, *flags):
         done = subprocess.run(
-            [browser, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", *flags, path.as_uri()],
+            [*browser, f"--user-data-dir={tmp_path / 'profile'}", *flags, path.as_uri()],
             capture_output=True,
             text=True,
             timeout=90,
