@@ -37,6 +37,8 @@ def test_rank_64_on_70b_fits_48_gib_with_another_place_for_its_moments():
     assert any("moments" in each.name for each in found.measures)
     assert all(each.saved_bytes > 0 and each.time_factor >= 1 for each in found.measures)
     assert not any(each.changes_result for each in found.measures)
+    alone = solve(LLAMA_70B, setup.with_changes(r=16), 48 * GIB)
+    assert alone.setup.optimizer == "adamw"
 
 
 @given(SHAPES, st.floats(0.3, 1.2), st.sampled_from(["lora", "qlora"]))
