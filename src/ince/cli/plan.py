@@ -37,7 +37,7 @@ def _check_out(path: Path | None, option: str, ending: tuple[str, ...]) -> None:
             expected=f"a name that ends in {' or '.join(ending)}",
         )
     if not path.expanduser().absolute().parent.is_dir():
-        raise InputError("there is no such folder to write into", where=option, got=path)
+        raise InputError("there is no such folder to write into", where=option, got=str(path))
 
 
 @click.command(

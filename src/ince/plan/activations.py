@@ -17,6 +17,7 @@ The last layer's backward is when most is held: every layer's activations are st
 
 from dataclasses import dataclass
 
+from ince.plan.adapters import Factors, factors_of
 from ince.plan.setup import Setup
 from ince.plan.shape import Shape
 
@@ -49,13 +50,13 @@ def layer_bytes(shape: Shape, setup: Setup) -> LayerBytes:
     tokens, size = setup.num_tokens, setup.value_bytes
     width, mlp, q, kv = shape.hidden, shape.mlp, shape.q_width, shape.kv_width
     is_full = setup.method == "full"
-    ranks = dropped = 0
+    ranks = dropped = factors = 0
     if not is_full:
-        names = shape.linear_names if setup.targets is None else setup.targets
-        adapted = [matrix for matrix in shape.matrices if matrix.name in names]
-        ranks = setup.r * len(adapted)
+        layer = _fullest_layer(shape, setup)
+        ranks = sum(each.r for each in layer)
         # Which inputs stayed, a byte each.
-        dropped = sum(matrix.num_in for matrix in adapted) if setup.has_dropout else 0
+        dropped = sum(each.matrix.num_in for each in layer) if setup.has_dropout else 0
+        factors = sum(sum(each.sizes) for each in layer) * size
     numbers = 4 * width + 2 * q + 2 * kv + ranks
     # Norms of queries and keys, and those behind a block, keep their inputs.
     numbers += (q + kv) * shape.has_qk_norm + width * max(0, shape.norms_per_layer - 2)
@@ -63,10 +64,8 @@ def layer_bytes(shape: Shape, setup: Setup) -> LayerBytes:
     is_one_function = setup.is_fused and not is_full and shape.is_gated
     numbers += inner * mlp if is_one_function else (2 * inner) * mlp
     statistics = 4 * (shape.norms_per_layer + shape.num_heads)
-    kept = tokens * (numbers * size + statistics + dropped)
     # Factors of the adapters as the products read them.
-    if not is_full:
-        kept += shape.lora_parameters(setup.r, setup.targets) // shape.num_layers * size
+    kept = tokens * (numbers * size + statistics + dropped) + factors
     work = tokens * (2 * width + (mlp if is_one_function else 2 * mlp)) * size
     expanded = 0
     if setup.method == "qlora" and not setup.is_expanded:
@@ -74,6 +73,16 @@ def layer_bytes(shape: Shape, setup: Setup) -> LayerBytes:
         # Of gate and up one is expanded while the other is still there.
         expanded = (2 if is_one_function else 1) * largest
     return LayerBytes(kept, tokens * width * size, work, expanded)
+
+
+def _fullest_layer(shape: Shape, setup: Setup) -> list[Factors]:
+    """The adapters of the layer that has most of them, since any may be the one that matters."""
+    if setup.adapted is None:
+        return [Factors(matrix, 0, setup.r) for matrix in shape.matrices]
+    by_layer: dict[int, list[Factors]] = {}
+    for each in factors_of(shape, setup.adapted, setup.r):
+        by_layer.setdefault(each.layer, []).append(each)
+    return max(by_layer.values(), key=lambda layer: sum(each.r for each in layer), default=[])
 
 
 def logit_chunk(shape: Shape, setup: Setup) -> int:

@@ -73,6 +73,7 @@ class TimePlan:
         num_tokens: those.
         price: of an hour of one device; None where it was not said.
         cost: of the run; None without a number of tokens or a price.
+        cost_per_million: of a million tokens; None without a price.
         rate: that this rests on.
     """
 
@@ -81,6 +82,7 @@ class TimePlan:
     num_tokens: int | None
     price: float | None
     cost: float | None
+    cost_per_million: float | None
     rate: Rate
 
     def to_dict(self) -> dict[str, object]:
@@ -91,6 +93,7 @@ class TimePlan:
             "num_tokens": self.num_tokens,
             "price_per_hour": self.price,
             "cost": self.cost,
+            "cost_per_million_tokens": self.cost_per_million,
             "rate": self.rate.source,
             "rate_is_assumed": self.rate.is_assumed,
         }
@@ -105,11 +108,13 @@ def flops_per_token(shape: Shape, setup: Setup) -> dict[str, float]:
     is_full = setup.method == "full"
     learnt = setup.num_learnt / setup.num_tokens
     once = shape.num_layers * setup.length * shape.q_width
+    # Below the first layer that learns, nothing is sent back.
+    back = 1 - setup.first_layer / shape.num_layers
     return {
-        "base": 2.0 * linear * (passes + is_full),
+        "base": 2.0 * linear * (1 + back * (passes - 1) + is_full),
         "adapters": 2.0 * adapters * (passes + 1),
         "head": (6.0 if is_full else 4.0) * counts.embedding * learnt,
-        "attention": once * (7.0 + 2.0 * (passes - 2)),
+        "attention": once * (2.0 + back * (5.0 + 2.0 * (passes - 2))),
     }
 
 
@@ -121,7 +126,7 @@ def seconds_per_micro_batch(shape: Shape, setup: Setup, rate: Rate) -> float:
     if rate.expanded is not None and setup.method == "qlora" and not setup.is_expanded:
         seconds += passes * shape.counts.linear / rate.expanded
     if rate.moved is not None:
-        kept = layer_bytes(shape, setup).kept * shape.num_layers
+        kept = layer_bytes(shape, setup).kept * (shape.num_layers - setup.first_layer)
         seconds += _PASSES_OVER_ACTIVATIONS * passes / 2 * kept / rate.moved
     return seconds * rate.correction
 
@@ -140,8 +145,7 @@ def plan_time(
     """
     speed = setup.num_tokens / seconds_per_micro_batch(shape, setup, rate)
     seconds = None if num_tokens is None else num_tokens / speed
-    cost = None
-    if seconds is not None and price is not None:
-        cost = seconds / 3600 * price * setup.num_devices
+    million = None if price is None else 1e6 / speed / 3600 * price * setup.num_devices
+    cost = None if million is None or num_tokens is None else million * num_tokens / 1e6
     assert math.isfinite(speed)
-    return TimePlan(speed, seconds, num_tokens, price, cost, rate)
+    return TimePlan(speed, seconds, num_tokens, price, cost, million, rate)

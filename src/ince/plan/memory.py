@@ -281,8 +281,8 @@ def _held(shape: Shape, setup: Setup) -> tuple[dict[str, int], dict[str, int]]:
 def _kept(shape: Shape, setup: Setup, kept: int, layer_input: int) -> tuple[int, int]:
     """Activations of all layers at the end of the forward pass: (here, below)."""
     if setup.activations == "keep":
-        return shape.num_layers * kept, 0
-    inputs = shape.num_layers * layer_input
+        return (shape.num_layers - setup.first_layer) * kept, 0
+    inputs = (shape.num_layers - setup.first_layer) * layer_input
     if setup.activations == "recompute":
         return inputs, 0
     return layer_input, inputs - layer_input

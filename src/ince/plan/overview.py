@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from ince.errors import InputError
 from ince.plan.devices import Device
 from ince.plan.duration import Rate, TimePlan, plan_time
-from ince.plan.memory import MemoryPlan, Overheads, plan_memory
-from ince.plan.setup import METHODS, Method, Setup
+from ince.plan.memory import MemoryPlan, Moment, Overheads, plan_memory
+from ince.plan.setup import ACTIVATIONS, METHODS, Method, Setup
 from ince.plan.shape import Shape
 from ince.plan.solve import Solution, largest_length, largest_rows, smallest_device, solve
 
@@ -55,6 +55,21 @@ class Question:
             raise InputError("a run has at least one token", where="--tokens", got=self.num_tokens)
         if self.limit_bytes is not None and self.limit_bytes < 1:
             raise InputError("no memory, no run", where="--memory", got=self.limit_bytes)
+        self._check_rank()
+
+    def _check_rank(self) -> None:
+        if self.setup.method == "full":
+            return
+        chosen = self.setup.adapted
+        names = self.shape.linear_names if chosen is None else {each.name for each in chosen}
+        for matrix in self.shape.matrices:
+            largest = max(matrix.num_in, matrix.num_out)
+            if matrix.name in names and self.setup.r > largest:
+                raise InputError(
+                    f"{matrix.name} of {self.shape.name} has a rank of at most {largest:,}",
+                    where="the rank of the adapters",
+                    got=self.setup.r,
+                )
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,7 @@ class Overview:
         question: that was asked.
         memory: by method.
         time: by method; empty without a rate.
+        choices: peaks by method and by what is kept of activations, as far as the device can.
         solution: what fits within the limit; None without one.
         solution_time: of it.
         most_rows: of a forward that fits then; most_length: of one row.
@@ -74,6 +90,7 @@ class Overview:
     question: Question
     memory: Mapping[Method, MemoryPlan]
     time: Mapping[Method, TimePlan]
+    choices: Mapping[Method, Mapping[str, Moment]]
     solution: Solution | None
     solution_time: TimePlan | None
     most_rows: int | None
@@ -104,6 +121,14 @@ class Overview:
                     "fits": None
                     if asked.limit_bytes is None
                     else plan.peak.total <= asked.limit_bytes,
+                    "by_activations": {
+                        choice: {
+                            "peak_bytes": peak.total,
+                            "activation_bytes": peak.parts.get("activations", 0),
+                            "peak_at": peak.name,
+                        }
+                        for choice, peak in self.choices[name].items()
+                    },
                     "time": self.time[name].to_dict() if name in self.time else None,
                 }
                 for name, plan in self.memory.items()
@@ -174,10 +199,20 @@ def overview(question: Question) -> Overview:
         memory[name] = plan_memory(shape, one, overheads)
         if (time := timed(one)) is not None:
             times[name] = time
+    on_cpu = setup.on_cpu
+    choices: dict[Method, dict[str, Moment]] = {
+        name: {
+            choice: plan_memory(shape, one.with_changes(activations=choice), overheads).peak
+            for choice in ACTIVATIONS
+            if not (choice == "offload" and on_cpu)  # there is nowhere else to put them
+        }
+        for name, one in setups.items()
+    }
     return Overview(
         question,
         memory,
         times,
+        choices,
         solution,
         None if solution is None else timed(solution.setup),
         rows,

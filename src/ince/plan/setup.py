@@ -4,12 +4,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ince.errors import InputError, did_you_mean
+from ince.plan.adapters import AdaptedMatrix, factors_of
 from ince.plan.shape import Shape
 
-__all__ = ["METHODS", "OPTIMIZERS", "Method", "Setup"]
+__all__ = ["ACTIVATIONS", "METHODS", "OPTIMIZERS", "Activations", "Method", "Setup"]
 
 Method = Literal["full", "lora", "qlora"]
 METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
+
+Activations = Literal["keep", "recompute", "offload"]
+ACTIVATIONS: tuple[Activations, ...] = ("keep", "recompute", "offload")
 
 OPTIMIZERS = (
     "adamw",
@@ -33,7 +37,10 @@ class Setup:
     Attributes:
         method: every weight, an adapter over a base in floats, or one over a base in four bits.
         r: rank of the adapters.
-        targets: linear layers that have one; None: all of them.
+        adapted: linear layers that have one; None: all of them.
+        other_sizes: entries of each tensor that learns beside the factors: a magnitude, a bias, a
+            module that is trained whole.
+        learns_below: something of that is below all layers, such as an embedding.
         num_rows, length: of the largest micro-batch, padding included.
         num_targets: its tokens that carry loss; None: all.
         value_bytes: of a number of the base and of the activations: 2 or 4.
@@ -56,7 +63,9 @@ class Setup:
 
     method: Method = "qlora"
     r: int = 16
-    targets: tuple[str, ...] | None = None
+    adapted: tuple[AdaptedMatrix, ...] | None = None
+    other_sizes: tuple[int, ...] = ()
+    learns_below: bool = False
     num_rows: int = 1
     length: int = 2048
     num_targets: int | None = None
@@ -68,7 +77,7 @@ class Setup:
     double_quant: bool = True
     quantize_head: bool = False
     is_expanded: bool = False
-    activations: Literal["keep", "recompute", "offload"] = "keep"
+    activations: Activations = "keep"
     is_fused: bool = True
     optimizer: str = "adamw"
     device_moment_bytes: int | None = 0
@@ -128,7 +137,17 @@ class Setup:
         """Parameters that learn."""
         if self.method == "full":
             return shape.counts.total
-        return shape.lora_parameters(self.r, self.targets)
+        if self.adapted is None:
+            return shape.lora_parameters(self.r) + sum(self.other_sizes)
+        factors = factors_of(shape, self.adapted, self.r)
+        return sum(sum(each.sizes) for each in factors) + sum(self.other_sizes)
+
+    @property
+    def first_layer(self) -> int:
+        """The lowest that something is sent back to: below it nothing is kept."""
+        if self.method == "full" or self.adapted is None or self.learns_below:
+            return 0
+        return min((each.layer for each in self.adapted), default=0)
 
     def with_changes(self, **changes: object) -> "Setup":
         """Another, with these attributes."""

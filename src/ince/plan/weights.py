@@ -4,8 +4,10 @@ Four bits are counted as `ince.quant` stores them, part by part. To the byte; no
 here.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
+from ince.plan.adapters import factors_of
 from ince.plan.setup import Setup
 from ince.plan.shape import Matrix, Shape
 
@@ -83,13 +85,10 @@ def _sizes_that_learn(shape: Shape, setup: Setup) -> list[tuple[int, int]]:
         sizes = [(matrix.num_weights, shape.num_layers) for matrix in shape.matrices]
         sizes += [(counts.embedding, 1), (counts.head, 1), (counts.positions, 1)]
         return [*sizes, (shape.hidden, (counts.norms + counts.biases) // shape.hidden)]
-    names = shape.linear_names if setup.targets is None else setup.targets
-    chosen = [matrix for matrix in shape.matrices if matrix.name in names]
-    return [
-        (setup.r * width, shape.num_layers)
-        for matrix in chosen
-        for width in (matrix.num_in, matrix.num_out)
-    ]
+    found = Counter(setup.other_sizes)
+    for each in factors_of(shape, setup.adapted, setup.r):
+        found.update(each.sizes)
+    return [*found.items()]
 
 
 def moment_bytes(shape: Shape, setup: Setup) -> int:

@@ -5,8 +5,6 @@ recipe alone with `setup_of_recipe`, which assumes that rows are as long as they
 """
 
 import contextlib
-import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -29,6 +27,7 @@ from ince.plan import (
 from ince.plan.shape_source import shape_of_values
 from ince.plan.truth import Measured, RunPlan
 from ince.recipe.schema import Recipe
+from ince.recipe.what_learns import what_learns
 from ince.train.memory_probe import worst_groups
 from ince.train.micro_batch import shape_of
 from ince.train.optimizer import pages_of
@@ -74,6 +73,9 @@ def setup_of_recipe(recipe: Recipe, shape: Shape, *, device: str) -> Setup:
         recipe: of the run.
         shape: of its base.
         device: type of the device, such as ``cpu``.
+
+    Raises:
+        ConfigError: its adapter does not fit the model.
     """
     length = recipe.data.max_length
     tokens = recipe.train.micro_batch_tokens or recipe.train.batch_tokens
@@ -83,10 +85,15 @@ def setup_of_recipe(recipe: Recipe, shape: Shape, *, device: str) -> Setup:
         method = "qlora"
     on_cpu = device == "cpu"
     pages = pages_of(recipe.train)
+    adapted, other_sizes, learns_below = (
+        (None, (), False) if method == "full" else what_learns(recipe.lora, shape)
+    )
     return Setup(
         method=method,
         r=recipe.lora.r,
-        targets=_targets(recipe, shape),
+        adapted=adapted,
+        other_sizes=other_sizes,
+        learns_below=learns_below,
         num_rows=max(1, tokens // length),
         length=-(-length // 64) * 64,
         value_bytes=value_bytes,
@@ -117,41 +124,19 @@ def _moments_here(pages: PagesSection, *, on_cpu: bool) -> int | None:
     return total
 
 
-def _targets(recipe: Recipe, shape: Shape) -> tuple[str, ...] | None:
-    wanted, excluded = recipe.lora.target_modules, recipe.lora.exclude_modules
-    if wanted == "all-linear" and excluded is None:
-        return None
-    names: list[str] = []
-    for name in shape.linear_names:
-        block = "mlp" if name in shape.mlp_names else "self_attn"
-        whole = f"model.layers.0.{block}.{name}"
-        is_left_out = excluded is not None and _matches(excluded, whole)
-        if (wanted == "all-linear" or _matches(wanted, whole)) and not is_left_out:
-            names.append(name)
-    return tuple(names)
-
-
-def _matches(patterns: str | Sequence[str], whole: str) -> bool:
-    if isinstance(patterns, str):
-        with contextlib.suppress(re.error):
-            return re.fullmatch(patterns, whole) is not None
-        return False
-    return any(whole == each or whole.endswith(f".{each}") for each in patterns)
-
-
 def plan_run(session: Planned) -> RunPlan | None:
     """The plan of a run that is about to train, and into its record; None where there is none.
 
     A run is never stopped by its plan: of a family that no plan is known for there is none.
     """
     with contextlib.suppress(InceError):
-        planned = _planned(session)
+        planned = _planned(session, session.recipe.train.micro_batch_tokens)
         session.record["plan"] = planned.to_dict()
         return planned
     return None
 
 
-def _planned(session: Planned) -> RunPlan:
+def _planned(session: Planned, micro_batch_tokens: int | None) -> RunPlan:
     recipe = session.recipe
     model = session.model
     config: Any = getattr(model, "config", None)
@@ -173,7 +158,7 @@ def _planned(session: Planned) -> RunPlan:
     calibration = Calibration.read(this_device(device.type))
     overheads = calibration.overheads(on_cpu=setup.on_cpu)
     plans: list[tuple[MemoryPlan, Setup]] = []
-    for group in worst_groups(steps, train.micro_batch_tokens):
+    for group in worst_groups(steps, micro_batch_tokens):
         num_rows, length = shape_of(group)
         targets = sum(example.num_targets for row in group for example in row.examples)
         changed = setup.with_changes(num_rows=num_rows, length=length, num_targets=targets)
@@ -186,12 +171,20 @@ def _planned(session: Planned) -> RunPlan:
 
 
 def note_truth(session: Planned, planned: RunPlan | None, result: "TrainResult") -> None:
-    """Plan and measurement, side by side, into the record; the next plan learns from it."""
+    """Plan and measurement, side by side, into the record; the next plan learns from it.
+
+    Where a probe before the first step has cut micro-batches, the plan beside the measurement is of
+    those that ran. Of a run that was cut between its steps nothing is learnt.
+    """
     record = session.record
     found: dict[str, Any] = record.get("memory") or {}
     held, peak = found.get("held_bytes"), found.get("measured_bytes")
     if planned is None or not held or not peak or peak <= held or result.steps == 0:
         return
+    cuts: list[dict[str, Any]] = found.get("cuts") or []
+    ran = cuts[0]["micro_batch_tokens"] if cuts else session.recipe.train.micro_batch_tokens
+    if ran != session.recipe.train.micro_batch_tokens:
+        planned = _planned(session, ran)
     learnt = [p for p in session.model.parameters() if p.requires_grad]
     # An accelerator's allocator does not count the context beside it: that stays as assumed.
     context = 0 if planned.setup.on_cpu else Overheads.assumed(on_cpu=False).framework_bytes
@@ -204,7 +197,9 @@ def note_truth(session: Planned, planned: RunPlan | None, result: "TrainResult")
         peak_bytes=peak + context,
         tokens_per_second=result.tokens_per_second,
     )
-    record["plan"] = planned.beside(measured)
+    record["plan"] = {**planned.beside(measured), "num_cuts": max(0, len(cuts) - 1)}
+    if len(cuts) > 1:
+        return
     device = next(session.model.parameters()).device
     calibration = Calibration.read(this_device(device.type))
     rate = calibration.rate(planned.setup.value_bytes, device.type)

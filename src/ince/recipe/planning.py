@@ -11,8 +11,10 @@ from typing import Any, Literal, cast
 from ince.errors import InputError
 from ince.files import write_text
 from ince.plan import (
+    DEVICES,
     Calibration,
     Overheads,
+    Rate,
     Setup,
     Shape,
     fill_pages,
@@ -114,6 +116,8 @@ def _answered(shape: Shape, setup: Setup, wish: Wish, here: str | None) -> Overv
         device = find_device(wish.device)
         name, rate = device.name, rate_of(device)
         limit = device.memory_bytes if limit is None else limit
+    elif here is None and limit is not None:
+        rate = _rate_of_any(limit)
     setup = fill_pages(shape, setup, limit, overheads)
     return overview(
         Question(
@@ -127,6 +131,14 @@ def _answered(shape: Shape, setup: Setup, wish: Wish, here: str | None) -> Overv
             price=wish.price,
         )
     )
+
+
+def _rate_of_any(limit: int) -> Rate:
+    """Of the smallest device of the table with so much memory, and it says so."""
+    by_memory = sorted(DEVICES.values(), key=lambda device: device.memory_bytes)
+    device = next((each for each in by_memory if each.memory_bytes >= limit), by_memory[-1])
+    rate = rate_of(device)
+    return replace(rate, source=f"no device was named, so as on one {rate.source}")
 
 
 def write_recipe(

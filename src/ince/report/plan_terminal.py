@@ -87,6 +87,9 @@ def _table(found: Overview) -> Table:
     table.add_section()
     table.add_row("peak", *(format_bytes(peak.total) for peak in peaks), style="bold")
     table.add_row("when", *(peak.name for peak in peaks))
+    for choice in next(iter(found.choices.values())):
+        by_method = (found.choices[name][choice] for name in found.memory)
+        table.add_row(f"peak, activations {choice}", *(format_bytes(p.total) for p in by_method))
     if any(plan.below for plan in found.memory.values()):
         below = [sum(plan.below.values()) for plan in found.memory.values()]
         table.add_row("on a lower tier", *(format_bytes(each) if each else "" for each in below))
@@ -108,6 +111,9 @@ def _table(found: Overview) -> Table:
             table.add_row("time", *(_seconds(time) for time in times))
         if times[0].cost is not None:
             table.add_row("money", *(f"{time.cost:,.2f}" for time in times))
+        elif times[0].cost_per_million is not None:
+            each = (f"{time.cost_per_million:,.2f}" for time in times)
+            table.add_row("money for 1M tokens", *each)
     return table
 
 
@@ -147,6 +153,9 @@ def _answers(found: Overview) -> Iterator[Text]:
         yield _fact("smallest device", f"{found.smallest.name} would do")
     overheads = next(iter(found.memory.values())).overheads
     yield _fact("overhead", overheads.source)
+    longest = asked.shape.max_length
+    if longest is not None and asked.setup.length > longest:
+        yield _fact("context", f"the model was made for rows of {longest:,} tokens at most")
     if asked.rate is not None:
         yield _fact("speed", asked.rate.source)
 

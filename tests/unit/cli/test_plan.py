@@ -28,6 +28,11 @@ def test_a_model_by_name_on_a_named_device(capsys):
     assert solution["peak_bytes"] <= 24 * 2**30
     assert solution["time"]["cost"] == pytest.approx(solution["time"]["seconds"] / 7200)
     assert solution["time"]["rate_is_assumed"] is True
+    million = solution["time"]["cost_per_million_tokens"]
+    assert million * 10 == pytest.approx(solution["time"]["cost"])
+    kept = found["methods"]["qlora"]["by_activations"]
+    assert kept["keep"]["peak_bytes"] > kept["recompute"]["peak_bytes"]
+    assert kept["recompute"]["peak_bytes"] > kept["offload"]["peak_bytes"]
 
 
 def test_the_table_and_the_picture(capsys, tmp_path):
@@ -36,6 +41,8 @@ def test_the_table_and_the_picture(capsys, tmp_path):
     assert main([*arguments, "--plot", str(picture)]) == 0
     shown = capsys.readouterr().out
     for text in ("Llama-3-70B", "QLoRA", "weights, 4-bit codes", "31.9 GiB", "to fit", "backward"):
+        assert text in shown
+    for text in ("activations recompute", "activations offload", "no device was named"):
         assert text in shown
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -89,6 +96,8 @@ def test_a_recipe_is_planned_for_this_machine(capsys, tmp_path):
         (["llama-3-8b", "--tokens", "many"], "not a count"),
         (["llama-3-8b", "--tokens", "0"], "at least one token"),
         (["llama-3-8b", "--rank", "0"], "at least 1"),
+        (["llama-3-8b", "--rank", "5000"], "a rank of at most 4,096"),
+        (["llama-3-8b", "--plot", "no/plan.png"], "no such folder"),
         (["llama-3-8b", "--device", "h1000"], "did you mean 'H100'"),
         (["llama-3-70b", "--memory", "8GiB"], "too much"),
         (["llama-3-8b", "lora.r=8"], "of a recipe only"),

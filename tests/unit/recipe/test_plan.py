@@ -1,11 +1,15 @@
 """What of a recipe decides its plan."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from ince.optim import build
-from ince.plan import KNOWN_SHAPES, OPTIMIZERS
+from ince.plan import KNOWN_SHAPES, OPTIMIZERS, Rate, plan_memory, plan_time
+from ince.plan.truth import RunPlan
 from ince.recipe.load import parse_recipe
-from ince.recipe.plan import setup_of_recipe
+from ince.recipe.plan import note_truth, setup_of_recipe
 
 SHAPE = KNOWN_SHAPES["SmolLM2-135M"]
 MIB = 2**20
@@ -55,4 +59,32 @@ def test_full_fine_tuning_dropout_and_what_is_left_out_are_read(setup_of):
     assert setup_of(model={"quantize": None}, method="full").method == "full"
     setup = setup_of(lora={"dropout": 0.1, "exclude_modules": ["down_proj"]})
     assert setup.has_dropout
-    assert setup.targets == SHAPE.linear_names[:-1]
+    assert {each.name for each in setup.adapted} == {*SHAPE.linear_names[:-1]}
+
+
+def test_the_plan_beside_a_measurement_is_of_the_cut_that_ran(setup_of, monkeypatch):
+    asked = []
+
+    def planned(tokens):
+        setup = setup_of().with_changes(num_rows=1, length=tokens)
+        rate = Rate(1e11, None, None, 1.0, "", is_assumed=True)
+        memory = plan_memory(SHAPE, setup)
+        return RunPlan(SHAPE, setup, memory, plan_time(SHAPE, setup, rate))
+
+    def again(_session, tokens):
+        asked.append(tokens)
+        return planned(tokens)
+
+    monkeypatch.setattr("ince.recipe.plan._planned", again)
+    cuts = [{"step": step, "micro_batch_tokens": 512 >> step} for step in (0, 1)]
+    memory = {"held_bytes": 600 * MIB, "measured_bytes": 900 * MIB, "cuts": cuts}
+    session = SimpleNamespace(
+        recipe=SimpleNamespace(train=SimpleNamespace(micro_batch_tokens=4096)),
+        record={"memory": memory, "base": {"weight_bytes": 1}},
+        model=torch.nn.Linear(2, 2),
+    )
+    result = SimpleNamespace(steps=2, tokens_per_second=10.0)
+    note_truth(session, planned(4096), result)
+    found = session.record["plan"]
+    assert asked == [512]
+    assert (found["length"], found["num_cuts"]) == (512, 1)
