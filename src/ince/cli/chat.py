@@ -1,126 +1,26 @@
-"""``ince chat``: talk to a model or an adapter, on a terminal or through a pipe."""
+"""``ince chat``: talk to a model and its adapters, on a terminal or through a pipe."""
 
 import importlib
+import logging
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 
+from ince.cli.chat_adapters import ChatAdapters
+from ince.cli.chat_talk import Talk, completions, obey, obey_or_explain, say
 from ince.cli.output import common_options, print_json, progress_console
-from ince.cli.target import Loaded, QuantizeChoice, find_target, load_target
-from ince.errors import InputError, did_you_mean
-
-if TYPE_CHECKING:
-    from ince.data import Message
+from ince.cli.target import QuantizeChoice, find_target, load_target
+from ince.errors import InceError, InputError
 
 __all__ = ["chat"]
 
 _DEFAULT_MODEL = "smollm2-135m-instruct"
-
-_COMMANDS = {
-    "/help": "this list",
-    "/reset": "forget what was said",
-    "/system TEXT": "begin again with this system message; without TEXT, with none",
-    "/base": "switch the adapter off, or on again",
-    "/quit": "leave (so does Ctrl-D)",
-}
-
-
-@dataclass
-class _Talk:
-    """A conversation with a loaded model."""
-
-    loaded: Loaded
-    system: str | None
-    base_only: bool
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    seed: int
-    messages: list["Message"] = field(default_factory=list)
-    turns: list[dict[str, str]] = field(default_factory=list)
-
-    def reset(self) -> None:
-        """Forget what was said; the system message stays."""
-        self.messages = []
-
-    def _adapter(self) -> AbstractContextManager[None]:
-        if self.base_only and self.loaded.adapted is not None:
-            return self.loaded.adapted.disable_adapter()
-        return nullcontext()
-
-    def answer(self, text: str) -> Iterator[str]:
-        """Yield the answer in pieces. What was heard so far is kept when it is cut short."""
-        from ince.data import Message
-        from ince.infer import stream
-
-        asked = [*self.messages, Message("user", text)]
-        opening = [] if self.system is None else [Message("system", self.system)]
-        heard: list[str] = []
-        with self._adapter():
-            pieces = stream(
-                self.loaded.model,
-                self.loaded.tokenizer,
-                [*opening, *asked],
-                max_new_tokens=self.max_new_tokens,
-                temperature=self.temperature,
-                top_p=self.top_p,
-                seed=self.seed + len(self.turns),
-            )
-            try:
-                for piece in pieces:
-                    heard.append(piece)
-                    yield piece
-            finally:
-                close = getattr(pieces, "close", None)
-                if close is not None:
-                    close()
-                answer = "".join(heard).strip()
-                if answer:
-                    self.messages = [*asked, Message("assistant", answer)]
-                self.turns.append({"user": text, "assistant": answer})
-
-
-def _obey(talk: _Talk, line: str, console: Console) -> bool:
-    """Do what a line that begins with a slash says; False ends the conversation."""
-    command, _, rest = line.partition(" ")
-    if command in ("/quit", "/exit"):
-        return False
-    if command == "/reset":
-        talk.reset()
-        console.print("what was said is forgotten")
-    elif command == "/system":
-        talk.system = rest.strip() or None
-        talk.reset()
-        console.print("a new conversation, " + ("with" if talk.system else "without") + " system")
-    elif command == "/base":
-        if talk.loaded.adapted is None:
-            console.print("there is no adapter to switch off")
-        else:
-            talk.base_only = not talk.base_only
-            console.print("the base answers" if talk.base_only else "the adapter answers")
-    else:
-        if command != "/help":
-            near = did_you_mean(command, [name.split()[0] for name in _COMMANDS])
-            console.print(
-                f"no such command: {command}" + (f"; {near}" if near else ""), markup=False
-            )
-        for name, meaning in _COMMANDS.items():
-            console.print(f"  {name:<13} {meaning}", markup=False)
-    return True
-
-
-def _say(talk: _Talk, text: str) -> None:
-    """Stream one answer to stdout."""
-    with closing(talk.answer(text)) as pieces:  # pyright: ignore[reportArgumentType]
-        for piece in pieces:
-            click.echo(piece, nl=False)
-            sys.stdout.flush()
-    click.echo()
 
 
 def _read_line(prompt: str, console: Console) -> str | None:
@@ -135,20 +35,46 @@ def _read_line(prompt: str, console: Console) -> str | None:
         return None
 
 
-def _converse(talk: _Talk, console: Console) -> None:
+@contextmanager
+def _line_editing(talk: Talk) -> Iterator[None]:
+    """Give input() editing, a history and completion by Tab, on systems that have it."""
+    try:
+        readline: Any = importlib.import_module("readline")
+    except ImportError:
+        yield
+        return
+
+    def complete(word: str, number: int) -> str | None:
+        try:
+            before = readline.get_line_buffer()[: readline.get_begidx()]
+            found = completions(before, word, talk.adapters.names())
+        except InceError:
+            return None  # a key that is pressed is no moment for an error
+        return found[number] if number < len(found) else None
+
+    old, delimiters = readline.get_completer(), readline.get_completer_delims()
+    readline.set_completer(complete)
+    readline.set_completer_delims(" ")
+    is_libedit = "libedit" in (readline.__doc__ or "")
+    readline.parse_and_bind("bind ^I rl_complete" if is_libedit else "tab: complete")
+    try:
+        yield
+    finally:
+        readline.set_completer(old)
+        readline.set_completer_delims(delimiters)
+
+
+def _converse(talk: Talk, console: Console) -> None:
     """Talk with a person until they leave."""
-    # Its import gives input() line editing and a history, on systems that have it.
-    with suppress(ImportError):
-        importlib.import_module("readline")
     console.print("/help lists commands, Ctrl-D leaves, Ctrl-C cuts an answer short")
-    while (line := _read_line("› ", console)) is not None:
+    while (line := _read_line(talk.prompt, console)) is not None:
         text = line.strip()
         if text.startswith("/"):
-            if not _obey(talk, text, console):
+            if not obey_or_explain(talk, text, console):
                 return
         elif text:
             try:
-                _say(talk, text)
+                say(talk, text)
             except KeyboardInterrupt:
                 click.echo()
             except InputError as error:
@@ -167,24 +93,44 @@ def _lines(prompt: str | None) -> Iterator[str]:
             yield line.strip()
 
 
-def _answer_lines(talk: _Talk, prompt: str | None, console: Console, *, as_json: bool) -> None:
+def _answer_lines(talk: Talk, prompt: str | None, console: Console, *, as_json: bool) -> None:
     for text in _lines(prompt):
         if prompt is None and text.startswith("/"):
-            if not _obey(talk, text, console):
+            if not obey(talk, text, console):
                 break
         elif as_json:
             for _ in talk.answer(text):
                 pass
         else:
-            _say(talk, text)
+            say(talk, text)
 
 
 @click.command(
-    epilog='Example: ince chat runs/turkish --prompt "Merhaba!"',
+    epilog='Example: ince chat runs/turkish --prompt "Merhaba!"; '
+    "several to choose from: ince chat smollm2-135m-instruct --adapters adapters",
 )
 @click.argument("target", default=_DEFAULT_MODEL)
 @click.option("--base", "base_only", is_flag=True, help="Let the base answer, as it was before.")
 @click.option("--base-model", help="The adapter's base, when it is not where the adapter says.")
+@click.option(
+    "--adapter",
+    "named",
+    multiple=True,
+    metavar="[NAME=]PATH",
+    help="An adapter or run to choose from; more than once for several.",
+)
+@click.option(
+    "--adapters",
+    "root",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of adapters to choose from: each folder in it is one, under its own name.",
+)
+@click.option(
+    "--registry",
+    "registry_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Registry of adapters to choose from.",
+)
 @click.option("--prompt", help="Ask this, print the answer, and leave.")
 @click.option("--system", help="System message.")
 @click.option(
@@ -220,6 +166,9 @@ def chat(
     target: str,
     base_only: bool,
     base_model: str | None,
+    named: tuple[str, ...],
+    root: Path | None,
+    registry_folder: Path | None,
     prompt: str | None,
     system: str | None,
     max_new_tokens: int,
@@ -232,8 +181,9 @@ def chat(
 ) -> None:
     """Talk to TARGET: a run, an adapter or a model (the packaged one when not given).
 
-    On a terminal the answers appear as they are written; /help lists commands. From a pipe
-    each line is a turn of one conversation. With --json the turns come as one object.
+    On a terminal the answers appear as they are written; /help lists commands, and /adapter NAME
+    lets another adapter answer. From a pipe each line is a turn of one conversation. With --json
+    the turns come as one object.
     """
     person = prompt is None and sys.stdin.isatty()
     if person and as_json:
@@ -244,24 +194,55 @@ def chat(
     found = find_target(target, base=base_model, quantize=quantize)
     if base_only and found.trained_from is not None:
         found = found.trained_from
-    talk = _Talk(
-        loaded=load_target(found, console, device=device),
-        system=system,
-        base_only=base_only,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-    )
-    if person:
-        _converse(talk, console)
-        return
-    _answer_lines(talk, prompt, console, as_json=as_json)
-    if as_json:
-        print_json(
-            {
-                "model": found.base,
-                "adapter": None if found.adapter is None or base_only else str(found.adapter),
-                "turns": talk.turns,
-            }
+    with ExitStack() as stack:
+        registry = None
+        if registry_folder is not None:
+            from ince.registry import Registry
+
+            registry = stack.enter_context(Registry(registry_folder))
+        adapters = ChatAdapters.of(found, named, root, registry)
+        # Whoever names an adapter wants to hear it.
+        first = next(iter(adapters.named), None)
+        folder = None if first is None else adapters.named[first]
+        loaded = load_target(replace(found, adapter=None), console, device=device)
+        _keep_quiet(stack)
+
+        from ince.serve.speak import AnswerOptions, open_speaker
+
+        speaker = open_speaker(
+            loaded.model,
+            loaded.tokenizer,
+            first=folder,
+            has_adapters=bool(adapters),
+            remark=lambda line: console.print(line, markup=False),
         )
+        stack.callback(speaker.close)
+        talk = Talk(
+            speaker,
+            adapters,
+            AnswerOptions(max_new_tokens, temperature, top_p, seed),
+            system=system,
+            name=None if base_only else first,
+            before=first,
+            ready={} if first is None or folder is None else {first: folder},
+        )
+        if person:
+            stack.enter_context(_line_editing(talk))
+            _converse(talk, console)
+            return
+        _answer_lines(talk, prompt, console, as_json=as_json)
+        if as_json:
+            print_json(
+                {
+                    "model": found.base,
+                    "adapter": None if folder is None or base_only else str(folder),
+                    "turns": talk.turns,
+                }
+            )
+
+
+def _keep_quiet(stack: ExitStack) -> None:
+    """What the engine would write into a log comes as an error here."""
+    logger, nobody = logging.getLogger("ince.serve"), logging.NullHandler()
+    logger.addHandler(nobody)
+    stack.callback(logger.removeHandler, nobody)

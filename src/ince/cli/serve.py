@@ -199,13 +199,11 @@ def serve(
     ends with 0, a second one ends at once.
     """
     _require_packages()
-    from ince.infer.prompt import stop_tokens
     from ince.registry import Registry
-    from ince.serve.adapters import AdapterTiers, serve_layers
-    from ince.serve.engine import Engine
     from ince.serve.http import FolderDirectory, HttpSettings, create_app
     from ince.serve.http.registry_view import RegistryShelf, RegistryTenants, RegistryView
     from ince.serve.http.server import bind, make_server
+    from ince.serve.opening import opened
 
     console = progress_console()
     with ExitStack() as stack:
@@ -227,33 +225,25 @@ def serve(
         if registry is None:
             folder.scan()
         loaded = load_target(replace(found, compute_dtype=dtype), console, device=device)
-        tiers: AdapterTiers | None = None
-        if registry is not None or adapters is not None:
-            served = serve_layers(loaded.model)
-            stack.callback(served.close)
-            tiers = AdapterTiers(
-                served,
-                folder if registry is None else registry,
-                num_slots=slots,
-                memory_bytes=adapter_memory,
-            )
-            stack.callback(tiers.close)
+        source = folder if registry is None else registry
         weights = (
             {each.name: each.weight for each in registry.tenants.tenants()} if registry else {}
         )
-        engine = stack.enter_context(
-            Engine(
+        running = stack.enter_context(
+            opened(
                 loaded.model,
                 loaded.tokenizer,
-                adapters=tiers,
+                source=None if registry is None and adapters is None else source,
+                num_slots=slots,
+                adapter_bytes=adapter_memory,
                 kv_bytes=kv_memory,
                 max_batch_tokens=max_batch_tokens,
                 max_running=max_running,
                 max_waiting=max_waiting,
-                stop_tokens=stop_tokens(loaded.model, loaded.tokenizer),
                 tenant_weights=weights,
             )
         )
+        engine, tiers = running.engine, running.tiers
         embeddings: Any = loaded.model.get_input_embeddings()
         settings = HttpSettings(
             base_name=base_name,

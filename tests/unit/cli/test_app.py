@@ -62,6 +62,9 @@ SURFACE = {
     "chat": {
         "--base",
         "--base-model",
+        "--adapter",
+        "--adapters",
+        "--registry",
         "--prompt",
         "--system",
         "--max-new-tokens",

@@ -8,6 +8,7 @@ Shapes: N tokens, S sequences, M blocks of the longest, W wanted places, V vocab
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from ince.serve.engine.schedule import StepRow
 from ince.serve.engine.working_set import AdapterSlots
 
 __all__ = ["EngineAdapters", "PagedForward", "Segment", "Wanted", "block_bytes", "layer_shapes"]
+
+_ALIGNMENT = 64  # bytes, as torch's own memory has
 
 Segment = tuple[Any, int, int]
 """(what is held of the adapter or None, first token, one past the last)."""
@@ -137,22 +140,8 @@ class PagedForward:
         dtype = model.get_input_embeddings().weight.dtype
         self._pools = {
             layer: (
-                torch.zeros(
-                    num_blocks,
-                    BLOCK_SIZE,
-                    shape.num_heads,
-                    shape.width,
-                    dtype=dtype,
-                    device=self._device,
-                ),
-                torch.zeros(
-                    num_blocks,
-                    BLOCK_SIZE,
-                    shape.num_heads,
-                    shape.width,
-                    dtype=dtype,
-                    device=self._device,
-                ),
+                _zeros((num_blocks, BLOCK_SIZE, shape.num_heads, shape.width), dtype, self._device),
+                _zeros((num_blocks, BLOCK_SIZE, shape.num_heads, shape.width), dtype, self._device),
             )
             for layer, shape in shapes.items()
         }
@@ -205,6 +194,17 @@ class PagedForward:
                 input_ids=tokens, position_ids=positions, use_cache=False
             ).logits[0]
         return Wanted(logits, step.wanted_starts)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A pool. In a processor's memory its pages are taken as they are first written to."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # torch.zeros writes them all at once, which for a long context is seconds and gigabytes.
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = torch.from_numpy(np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8))
+    start = -memory.data_ptr() % _ALIGNMENT
+    return memory[start : start + num_bytes].view(dtype).view(shape)
 
 
 class _Arrays:
