@@ -1,12 +1,17 @@
 """`ince serve` as a user runs it: a process, a socket, signals, and the answers of `generate`."""
 
+import asyncio
 import json
 import os
+import re
 import select
 import signal
+import statistics
 import subprocess
 import sys
 import threading
+import time
+from collections import Counter
 from contextlib import contextmanager
 
 import httpx2 as httpx
@@ -184,6 +189,60 @@ def test_metrics_of_the_real_engine(server):
     assert "ince_kv_blocks " in text
     assert "ince_adapter_loads" in text
     assert "vllm:lora_requests_info" in text
+
+
+async def flood(url, body, num_requests):
+    """Status and head of each of so many at once, and the seconds that `/health` took meanwhile."""
+    host, port = url.removeprefix("http://").split(":")
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def ask(head, content=b""):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        begun.set()
+        writer.write(head.encode() + b"\r\nHost: localhost\r\nConnection: close\r\n")
+        writer.write(b"Content-Type: application/json\r\nContent-Length: %d" % len(content))
+        writer.write(b"\r\n\r\n" + content)
+        answer = await reader.read()
+        writer.close()
+        head, _, rest = answer.decode().partition("\r\n\r\n")
+        return int(head.split(" ", 2)[1]), head.lower(), json.loads(rest)
+
+    async def watch():
+        seconds = []
+        await begun.wait()
+        while not over.is_set():
+            start = time.perf_counter()
+            assert (await ask("GET /health HTTP/1.1"))[0] == 200
+            seconds.append(time.perf_counter() - start)
+            await asyncio.sleep(0.02)
+        return seconds
+
+    watching = asyncio.create_task(watch())
+    content = json.dumps(body).encode()
+    asked = [ask("POST /v1/completions HTTP/1.1", content) for _ in range(num_requests)]
+    answers = await asyncio.gather(*asked)
+    over.set()
+    return answers, await watching
+
+
+def test_a_flood_is_answered_or_told_when_to_come_back_and_health_answers_meanwhile(model_folder):
+    bounds = ("--name", "base", "--max-running", "32", "--max-waiting", "200", "--quiet")
+    with serving(model_folder, *bounds) as (process, url):
+        body = {"model": "base", "prompt": "one", "max_tokens": 8, "ignore_eos": True}
+        answers, seconds = asyncio.run(flood(url, body, 800))
+        statuses = Counter(status for status, _, _ in answers)
+        assert set(statuses) == {200, 429}
+        assert statuses[200] >= 232
+        for status, head, found in answers:
+            if status == 200:
+                assert found["usage"]["completion_tokens"] == 8
+            else:
+                assert found["error"]["code"] == "queue_full"
+                assert 1 <= int(re.search(r"\r\nretry-after: (\d+)", head)[1]) <= 60
+        assert statistics.median(seconds) < 2
+        metrics = httpx.get(url + "/metrics", trust_env=False).text
+        assert "vllm:num_requests_waiting 0.0" in metrics
+        assert process.poll() is None
 
 
 def test_sigterm_under_load_finishes_and_ends_with_zero(model_folder):

@@ -4,9 +4,8 @@ Tenants take turns by their counters (`fairness`), and a tenant's requests go in
 arrival, but for those whose adapter has no slot now (`working_set`).
 """
 
-import heapq
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 from ince.errors import InceError
 from ince.serve.engine.fairness import TenantCounters
@@ -37,28 +36,34 @@ class Admission:
         heads = itertools.islice(self._waiting.heads(tenant), _MAX_LOOKS)
         return next((head for head in heads if self._working_set.is_at_hand(head)), None)
 
-    def turns(self, now: float, running: Iterable[SequenceState]) -> Iterator[SequenceState]:
+    def turns(
+        self, now: float, running: Iterable[SequenceState]
+    ) -> Generator[SequenceState, None, None]:
         """One after the other, the sequences to admit, each with its adapter held.
 
         Whoever asks for the next one has removed the last from the waiting and charged its tenant.
-        Who does not admit one gives its adapter back and asks no more.
+        Who does not admit one gives its adapter back, asks no more, and closes the generator.
         """
         self._working_set.begin(now, running)
-        heads = {tenant: self._waiting.heads(tenant) for tenant in self._waiting.tenants()}
-        heap = [(self._counters.counter(tenant), tenant) for tenant in heads]
-        heapq.heapify(heap)
+        heads: dict[str, Iterator[SequenceState]] = {}
         passed: list[SequenceState] = []
-        while heap:
-            _, tenant = heapq.heappop(heap)
-            sequence = self._next(itertools.islice(heads[tenant], _MAX_LOOKS), passed)
-            if sequence is None:
-                continue
-            yield sequence
-            for each in passed:
-                each.passed += 1
-            passed.clear()
-            if self._waiting.by_tenant[tenant]:
-                heapq.heappush(heap, (self._counters.counter(tenant), tenant))
+        over: list[str] = []  # tenants who have nobody to admit in this round
+        try:
+            while (tenant := self._counters.next()) is not None:
+                over.append(tenant)
+                if tenant not in heads:
+                    heads[tenant] = self._waiting.heads(tenant)
+                sequence = self._next(itertools.islice(heads[tenant], _MAX_LOOKS), passed)
+                if sequence is None:
+                    continue
+                yield sequence
+                self._counters.line_up(over.pop())
+                for each in passed:
+                    each.passed += 1
+                passed.clear()
+        finally:
+            for tenant in over:
+                self._counters.line_up(tenant)
 
     def _next(
         self, heads: Iterator[SequenceState], passed: list[SequenceState]

@@ -67,7 +67,9 @@ class Flight:
         self._listener = listener
         self._text = TextStream(tokenizer, options.stop)
         self._stop_tokens = frozenset() if options.ignore_eos else stop_tokens
-        self._prompt_logprobs: list[TokenLogprob | None] = [None] * len(request.prompt)
+        self._prompt_logprobs: list[TokenLogprob | None] = []
+        if options.prompt_logprobs is not None:
+            self._prompt_logprobs = [None] * len(request.prompt)
 
     def start(self) -> None:
         """Say that the first step comes."""

@@ -9,6 +9,7 @@ than its share of rows takes one from the tenant furthest above its own.
 Nothing here knows tensors: the engine carries out a `StepPlan` and calls `commit`.
 """
 
+import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Mapping
@@ -260,18 +261,19 @@ class Scheduler:
         promised = sum(
             max(0, num_blocks_of(len(s.tokens)) - len(s.blocks)) for s in self.running.values()
         )
-        for sequence in self._admission.turns(now, self.running.values()):
-            found = self._prefix(sequence)
-            if self._missing(sequence, found) + promised > 0:
-                self.working_set.give_back(sequence)
-                return
-            self._start(sequence, found, plan)
-            count = room.most_for(sequence)
-            if count and self._grow(sequence, sequence.num_computed + count, room):
-                room.take(sequence, count)
-            promised += num_blocks_of(len(sequence.tokens)) - len(sequence.blocks)
-            if not room.num_tokens or len(self.running) == self.max_running:
-                return
+        with contextlib.closing(self._admission.turns(now, self.running.values())) as turns:
+            for sequence in turns:
+                found = self._prefix(sequence)
+                if self._missing(sequence, found) + promised > 0:
+                    self.working_set.give_back(sequence)
+                    return
+                self._start(sequence, found, plan)
+                count = room.most_for(sequence)
+                if count and self._grow(sequence, sequence.num_computed + count, room):
+                    room.take(sequence, count)
+                promised += num_blocks_of(len(sequence.tokens)) - len(sequence.blocks)
+                if not room.num_tokens or len(self.running) == self.max_running:
+                    return
 
     def _start(self, sequence: SequenceState, found: list[int], plan: StepPlan) -> None:
         self.waiting.remove(sequence)
@@ -306,6 +308,9 @@ class Scheduler:
 
     def _make_way(self) -> None:
         """Let a tenant below its share of rows in, at the cost of the one furthest above."""
+        most_share = self.counters.most_share(max(1, len(self.waiting.by_tenant)))
+        if self.max_running * most_share < 1:
+            return  # so many wait that nobody's share is a row
         tenants = set(self._running_by_tenant) | set(self.waiting.by_tenant)
         if len(tenants) < 2 or not self.waiting:
             return

@@ -93,7 +93,7 @@ class WorkingSet:
         # Adapters with running requests, and the tokens that they may still generate.
         self._running: dict[str, int] = {}
         self._closed: set[str] = set()
-        self._num_wanted: int | None = None
+        self._wanted: set[str] | None = None
         self._num_prefetched = 0
 
     @property
@@ -121,7 +121,7 @@ class WorkingSet:
     def begin(self, now: float, running: Iterable[SequenceState]) -> None:
         """Look at who runs and who is owed."""
         self._now = now
-        self._num_wanted = None
+        self._wanted = None
         self._num_prefetched = 0
         self._running = {}
         for sequence in running:
@@ -161,7 +161,10 @@ class WorkingSet:
             return Answer.PASSED
         self._owed.pop(adapter, None)
         self._running.setdefault(adapter, sequence.max_tokens)
-        self._num_wanted = None
+        if self._wanted is not None and state != _ON_DEVICE:
+            # What it took the slot from may have been wanted; looking at all who wait is for once.
+            self._wanted = {one for one in self._wanted if self._state(one) == _ON_DEVICE}
+            self._wanted.add(adapter)
         return Answer.HELD
 
     def give_back(self, sequence: SequenceState) -> None:
@@ -187,7 +190,7 @@ class WorkingSet:
 
     def _has_spare_slot(self) -> bool:
         """Whether some slot holds an adapter that nobody uses or waits for, and none is owed it."""
-        if self._num_wanted is None:
+        if self._wanted is None:
             wanted = set(self._running)
             wanted.update(
                 adapter
@@ -196,5 +199,5 @@ class WorkingSet:
                 and adapter not in wanted
                 and self._state(adapter) == _ON_DEVICE
             )
-            self._num_wanted = len(wanted)
-        return self._num_wanted + len(self._owed) < self._num_slots
+            self._wanted = wanted
+        return len(self._wanted) + len(self._owed) < self._num_slots
