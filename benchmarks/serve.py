@@ -5,10 +5,12 @@
 
 SmolLM2-135M-Instruct in float32, adapters of random weights: r=8 and r=16, on all linear layers or
 on attention's, every eighth rsLoRA, every sixteenth DoRA. Requests have prompts of 64 to 256
-tokens, every second one with one of four beginnings of 64 tokens, ask for 32 to 64 tokens, the
+tokens, every second one (but in `adapters`) with one of four beginnings of 64, ask for 32 to 64 tokens, the
 likeliest ones, whatever they are, and choose among adapters by Zipf's law (1.1).
 
-    adapters      the same requests, all at once, to the base and over 1, 16, 64 and 256 adapters
+    adapters      the same requests, all at once, to the base and over 1, 16, 64 and 256 adapters;
+                  their prompts share nothing, so that all have the same to compute
+    beginnings    the same with beginnings, which are computed once for each adapter
     load          256 adapters, requests that come by themselves at shares of what it can do
     fairness      a tenant's first tokens: alone, beside one that uses its share, beside a flood
     registry      a registry of 1,000 adapters with 32 slots, and smaller sets of them
@@ -39,11 +41,12 @@ from serving.against import against_llama_cpp, against_peft, against_transformer
 from serving.bench import Bench
 from serving.by_http import through_http
 from serving.profile import profile
-from serving.sections import fairness, mixed_load, over_adapters, registry, swap
+from serving.sections import beginnings, fairness, mixed_load, over_adapters, registry, swap
 from training.machine import machine, occasion, print_facts, versions
 
 SECTIONS = {
     "adapters": over_adapters,
+    "beginnings": beginnings,
     "load": mixed_load,
     "fairness": fairness,
     "registry": registry,

@@ -50,12 +50,13 @@ class Bench:
         """The model that ince serves with, one engine after the other."""
         return self.load()
 
-    def requests(self, seed=0, count=None):
-        """The workload, to the base."""
+    def requests(self, seed=0, count=None, *, shares=True):
+        """The workload, to the base; `shares`: every second prompt has a common beginning."""
         model, _ = self.loaded
         lengths = {"shortest": 64, "longest": 256, "system": 64, "news": (32, 64)}
         if self.quick:
             lengths = {"shortest": 8, "longest": 40, "system": 16, "news": (4, 8)}
+        lengths["system"] *= shares
         count = count or (10 if self.quick else self.arguments.requests)
         return make_requests(count, model.config.vocab_size, seed, **lengths)
 

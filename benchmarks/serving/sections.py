@@ -19,18 +19,28 @@ def median_of(rounds, key):
 
 
 def over_adapters(bench):
-    """All requests at once, over 0 (the base), 1, 16, 64 and 256 adapters, in turns."""
-    numbers = bench.numbers(max(bench.counts))
+    """Over 0 (the base), 1, 16, 64 and 256 adapters; prompts share nothing, so all compute alike."""
+    return _over(bench, bench.requests(shares=False), bench.counts)
+
+
+def beginnings(bench):
+    """The same where every second prompt has a beginning that is found again under one adapter."""
+    return _over(bench, bench.requests(), (0, 1, max(bench.counts)))
+
+
+def _over(bench, requests, counts):
+    """All requests at once, over so many adapters, in turns."""
+    numbers = bench.numbers(max(counts))
     folders, digests = bench.adapters(numbers)
-    requests, found = bench.requests(), {count: [] for count in bench.counts}
-    asked = {each.adapter for count in bench.counts for each in spread(requests, numbers[:count])}
+    found = {count: [] for count in counts}
+    asked = {each.adapter for count in counts for each in spread(requests, numbers[:count])}
     asked.discard(None)
     with bench.ours(folders, digests) as ours:
         loading = ours.warm([digests[number] for number in asked])
         print(f"  {len(asked)} adapters read, checked and packed in {loading:.1f} s")
         ours.run(requests[: len(requests) // 4], digests, salt="warm")
         for number in range(bench.arguments.rounds):
-            for count in bench.counts:
+            for count in counts:
                 mine = spread(requests, numbers[:count])
                 lines = ours.run(mine, digests, salt=f"{number} {count}")
                 told = summary(lines) | {"adapters_asked": len({each.adapter for each in mine})}
@@ -41,7 +51,7 @@ def over_adapters(bench):
             mine["tokens_per_second"] / one["tokens_per_second"]
             for mine, one in zip(found[count], found[1], strict=True)
         )
-        for count in bench.counts
+        for count in counts
     }
     print(f"  tokens/s, of one adapter's: {ratios}")
     return {

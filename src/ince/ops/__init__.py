@@ -22,6 +22,7 @@ from ince.ops.codes import (
     dynamic_thresholds,
 )
 from ince.ops.cross_entropy import IGNORED, cross_entropy, cross_entropy_grad_
+from ince.ops.dense import dense_linear
 from ince.ops.eight_bit import dequantize_8bit, quantize_8bit
 from ince.ops.four_bit import dequantize_4bit, quantize_4bit
 from ince.ops.gated import ACTIVATIONS, gated_activation, gated_activation_backward_
@@ -50,6 +51,7 @@ __all__ = [
     "cpu",
     "cross_entropy",
     "cross_entropy_grad_",
+    "dense_linear",
     "dequantize_4bit",
     "dequantize_8bit",
     "dequantize_absmax",

@@ -8,6 +8,7 @@ installed), the reference does the work: that is said once in the log, and by `s
 from ince.ops.cpu import (
     attention,
     cross_entropy,
+    dense,
     eight_bit,
     four_bit,
     gated,
@@ -23,6 +24,7 @@ from ince.ops.cpu.library import instruction_sets, status, use_instruction_set
 __all__ = [
     "attention",
     "cross_entropy",
+    "dense",
     "eight_bit",
     "four_bit",
     "gated",

@@ -61,6 +61,7 @@ class Library:
     paged_attention: Callable[..., int]
     write_kv: Callable[..., int]
     add_segments: Callable[..., int]
+    dense: Callable[..., int]
 
 
 @dataclass
@@ -224,6 +225,7 @@ def _load(path: Path) -> Library:
         paged_attention=function("ince_paged_attention", *packed, result=_NUMBER),
         write_kv=function("ince_write_kv", *packed, result=_NUMBER),
         add_segments=function("ince_add_segments", *packed, result=_NUMBER),
+        dense=function("ince_dense", *packed, result=_NUMBER),
     )
 
 

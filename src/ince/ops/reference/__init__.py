@@ -12,6 +12,7 @@ from ince.ops.reference.cross_entropy import (
     cross_entropy_input_grad,
     refuse_targets,
 )
+from ince.ops.reference.dense import dense_linear
 from ince.ops.reference.eight_bit import dequantize_8bit, quantize_8bit, refuse_not_finite
 from ince.ops.reference.four_bit import dequantize_4bit, quantize_4bit, refuse_non_finite
 from ince.ops.reference.gated import (
@@ -40,6 +41,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_grad_",
     "cross_entropy_input_grad",
+    "dense_linear",
     "dequantize_4bit",
     "dequantize_8bit",
     "dequantize_absmax",

@@ -22,6 +22,7 @@ from ince.errors import ModelReferenceError
 from ince.models import logits_only_at
 from ince.serve.engine.attention import LayerShape, StepTables, in_step, paged, survey
 from ince.serve.engine.blocks import BLOCK_SIZE
+from ince.serve.engine.products import few_row_products
 from ince.serve.engine.schedule import StepRow
 from ince.serve.engine.working_set import AdapterSlots
 
@@ -148,11 +149,12 @@ class PagedForward:
         self._opened = contextlib.ExitStack()
 
     def open(self) -> None:
-        """Give the model's attention to the engine."""
+        """Give the model's attention to the engine, and its products of few rows."""
         self._opened.enter_context(paged(self._model))
+        self._opened.enter_context(few_row_products(self._model))
 
     def release(self) -> None:
-        """Give the model its own attention back."""
+        """Give the model back what is its own."""
         self._opened.close()
 
     def close(self) -> None:

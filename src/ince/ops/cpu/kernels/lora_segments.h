@@ -9,88 +9,16 @@
 
 #include <cstring>
 
-#include "attention_products.h"
+#include "dots.h"
 #include "serving.h"
 
 namespace ince {
 namespace {
 
-// Numbers of a row that stay in the first-level cache beside their neighbors.
-constexpr int64_t kDepth = 1024;
+#define INCE_UNROLLED(i) [&](auto i) __attribute__((always_inline))
 
 // Numbers of the sums that are held at once, of all rows.
 constexpr int64_t kHeld = 4096;
-
-#define INCE_UNROLLED(i) [&](auto i) __attribute__((always_inline))
-
-// The first `count` numbers of a register, and zeros.
-template <class V, DType dtype>
-inline typename V::Vec load_part(const void* data, int64_t index, int64_t count) {
-  using Stored = std::conditional_t<dtype == kFloat32, float, uint16_t>;
-  Stored part[V::lanes] = {};
-  std::memcpy(part, static_cast<const Stored*>(data) + index, std::size_t(count) * sizeof(Stored));
-  return V::template load_from<dtype>(part, 0);
-}
-
-// Asks for bfloat16 at `index`, once for each line. In float32 memory has no time to spare.
-template <DType dtype>
-inline void expect(const void* data, int64_t index, int64_t position) {
-  if (dtype == kBFloat16 && position % 32 == 0) {
-    __builtin_prefetch(static_cast<const char*>(data) + index * 2, 0, 2);
-  }
-}
-
-// out[i][j] += Σ x[i] · a[j] over `depth` numbers, for so many rows of each.
-template <class V, DType dtype, int rows, int ranks>
-inline void multiply_rows(const float* x, int64_t x_stride, const void* a, int64_t a_index,
-                          int64_t a_stride, int64_t depth, float* out, int64_t out_stride) {
-  using Vec = typename V::Vec;
-  Vec sums[rows * ranks];
-  unrolled<rows * ranks>(INCE_UNROLLED(i) { sums[i] = V::zero(); });
-  int64_t d = 0;
-  for (; d + V::lanes <= depth; d += V::lanes) {
-    Vec right[ranks];
-    unrolled<ranks>(INCE_UNROLLED(j) {
-      if constexpr (rows == 1) {
-        expect<dtype>(a, a_index + (j + ranks) * a_stride + d, d);
-      }
-      right[j] = V::template load_from<dtype>(a, a_index + j * a_stride + d);
-    });
-    unrolled<rows>(INCE_UNROLLED(i) {
-      const Vec left = V::load(x + i * x_stride + d);
-      unrolled<ranks>(INCE_UNROLLED(j) {
-        sums[i * ranks + j] = V::fma(left, right[j], sums[i * ranks + j]);
-      });
-    });
-  }
-  if (d < depth) {
-    unrolled<rows>(INCE_UNROLLED(i) {
-      const Vec left = load_part<V, kFloat32>(x, i * x_stride + d, depth - d);
-      unrolled<ranks>(INCE_UNROLLED(j) {
-        const Vec right = load_part<V, dtype>(a, a_index + j * a_stride + d, depth - d);
-        sums[i * ranks + j] = V::fma(left, right, sums[i * ranks + j]);
-      });
-    });
-  }
-  unrolled<rows>(INCE_UNROLLED(i) {
-    unrolled<ranks>(INCE_UNROLLED(j) { out[i * out_stride + j] += V::sum(sums[i * ranks + j]); });
-  });
-}
-
-template <class V, DType dtype, int rows, int ranks>
-inline void multiply_all_ranks(const float* x, int64_t x_stride, const void* a, int64_t a_index,
-                               int64_t a_stride, int64_t num_ranks, int64_t depth, float* out,
-                               int64_t out_stride) {
-  int64_t j = 0;
-  for (; j + ranks <= num_ranks; j += ranks) {
-    multiply_rows<V, dtype, rows, ranks>(x, x_stride, a, a_index + j * a_stride, a_stride, depth,
-                                         out + j, out_stride);
-  }
-  for (; j < num_ranks; ++j) {
-    multiply_rows<V, dtype, rows, 1>(x, x_stride, a, a_index + j * a_stride, a_stride, depth,
-                                     out + j, out_stride);
-  }
-}
 
 template <class V, DType dtype>
 void shrink_by(const SegmentArgs& args, const Segment& segment, int64_t first_row,
@@ -118,7 +46,7 @@ void shrink_by(const SegmentArgs& args, const Segment& segment, int64_t first_ro
     int64_t row = first_row;
     const auto multiply = [&](auto rows, auto ranks) {
       const int64_t i = row - first_row;
-      multiply_all_ranks<V, dtype, rows, ranks>(x + i * stride, stride, a, index, args.num_inputs,
+      multiply_ranks<V, dtype, rows, ranks, rows == 1 && dtype == kBFloat16>(x + i * stride, stride, a, index, args.num_inputs,
                                                 num_ranks, depth,
                                                 products + i * segment.rank + first_rank,
                                                 segment.rank);

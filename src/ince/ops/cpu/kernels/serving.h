@@ -1,7 +1,7 @@
 // Answering many requests at once: what library and kernels agree on.
 //
-// The layouts of PagedArgs and SegmentArgs are known to Python (paged_attention.py,
-// lora_segments.py): fields of eight bytes each.
+// The layouts of PagedArgs, SegmentArgs and DenseArgs are known to Python (paged_attention.py,
+// lora_segments.py, dense.py): fields of eight bytes each.
 
 #pragma once
 
@@ -87,6 +87,21 @@ struct SegmentArgs {
   int64_t num_blocks;
 };
 
+// y = x Wᵀ + b, all of one type.
+struct DenseArgs {
+  void* y;             // (row, output), the numbers of a row side by side
+  const void* x;       // (row, input), the same
+  const void* weight;  // (output, input), the same
+  const void* bias;    // (output), or null
+  int64_t y_stride;
+  int64_t x_stride;
+  int64_t weight_stride;
+  int64_t dtype;
+  int64_t num_rows;
+  int64_t num_inputs;
+  int64_t num_outputs;
+};
+
 // Keys of a piece of a long context, at least.
 constexpr int64_t kPieceKeys = 256;
 
@@ -95,6 +110,9 @@ constexpr int64_t kFewQueries = 4;
 
 // Rows of a segment that one task takes, at most.
 constexpr int64_t kSegmentRows = 32;
+
+// Rows and outputs of a block of a dense product, at most.
+constexpr int64_t kDenseRows = 64, kDenseOutputs = 48;
 
 // Each works in the calling thread, in `scratch`: so many bytes, 64-byte aligned.
 struct Serving {
@@ -123,6 +141,11 @@ struct Serving {
   void (*expand)(const SegmentArgs& args, const Segment& segment, int64_t first_row,
                  int64_t last_row, int64_t first_column, int64_t last_column,
                  const float* products, void* scratch);
+
+  int64_t (*dense_bytes)(const DenseArgs& args);
+  // Rows first_row … last_row-1 of y, outputs first … last-1; no more than a block.
+  void (*dense)(const DenseArgs& args, int64_t first_row, int64_t last_row, int64_t first,
+                int64_t last, void* scratch);
 };
 
 constexpr int64_t kColumns = 256;
