@@ -1,6 +1,6 @@
 """What the operators of serving take on a CPU, beside PyTorch's, in one process and in turns.
 
-    python benchmarks/serving_ops.py [--only calls,layers,table,attention] [--json FILE] [--quick]
+    python benchmarks/serving_ops.py [--only calls,layers,dense,table,attention] [--json FILE] [--quick]
 
 Sections:
 
@@ -8,6 +8,7 @@ Sections:
     layers     a step of 32 tokens through the adapters of all 210 linear layers of SmolLM2-135M,
                rank 16, over 1, 16 and 32 adapters; beside the time that reading their bytes takes
                (`torch.sum`)
+    dense      those layers themselves, for steps of 1 to 128 rows; beside PyTorch's product
     table      a linear layer of 2048 times 2048 and 64 adapters of ranks 8, 16 and 32: a token for
                each of 32 requests, and 512 tokens by Zipf's law (1.2); beside a product for each
                segment (`addmm`), and the layer itself
@@ -27,9 +28,9 @@ import time
 from pathlib import Path
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
-from ince.ops import add_lora_segments_, cpu, paged_attention
+from ince.ops import add_lora_segments_, cpu, dense_linear, paged_attention
 
 HEADS, KEY_HEADS, WIDTH, PLACES = 9, 3, 64, 16
 # inputs, outputs of the linear layers of a block of SmolLM2-135M, and how many blocks
@@ -136,6 +137,38 @@ def layers(rounds, quick):
     return figures
 
 
+def dense(rounds, quick):
+    """The linear layers themselves, for steps of few rows."""
+    figures = {}
+    shapes = LAYERS * (1 if quick else NUM_BLOCKS)
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(num_out, num_in, generator=generator) for num_in, num_out in shapes]
+    cases = [(torch.float32, rows) for rows in (1, 4, 8, 16, 32, 64, 128)]
+    cases += [(torch.bfloat16, rows) for rows in (1, 8, 32)]
+    for dtype, rows in cases:
+        weights = [weight.to(dtype) for weight in weights]
+        inputs = {num_in: torch.randn(rows, num_in).to(dtype) for num_in, _ in LAYERS}
+
+        def ince(weights=weights, inputs=inputs):
+            for weight in weights:
+                dense_linear(inputs[weight.shape[1]], weight)
+
+        def torch_linear(weights=weights, inputs=inputs):
+            for weight in weights:
+                linear(inputs[weight.shape[1]], weight)
+
+        def read(weights=weights):
+            for weight in weights:
+                weight.view(torch.float32).sum()
+
+        ways = {"ince": ince, "torch": torch_linear, "reading the bytes": read}
+        with torch.inference_mode():
+            figures[f"{str(dtype)[6:]}, {rows} rows"] = measure(ways, rounds) | {
+                "flops": 2 * rows * sum(weight.numel() for weight in weights)
+            }
+    return figures
+
+
 def table(rounds, quick):
     """A large layer and adapters of unequal ranks."""
     size, num_adapters = (64 if quick else 2048), 64
@@ -236,7 +269,13 @@ def attention(rounds, quick):
     return figures
 
 
-SECTIONS = {"calls": calls, "layers": layers, "table": table, "attention": attention}
+SECTIONS = {
+    "calls": calls,
+    "layers": layers,
+    "dense": dense,
+    "table": table,
+    "attention": attention,
+}
 
 
 def processor():

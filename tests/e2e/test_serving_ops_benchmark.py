@@ -6,7 +6,7 @@ import math
 def test_figures_are_written_and_attention_agrees(figures_of):
     figures, _ = figures_of("serving_ops", timeout=110)
     assert {"cpu", "ince_isa", "threads", "python", "torch"} <= set(figures)
-    for section in ("calls", "layers", "table", "attention"):
+    for section in ("calls", "layers", "dense", "table", "attention"):
         for ways in figures[section].values():
             assert ways["ince"]["ratio"] == 1
             timed = [way for way in ways.values() if isinstance(way, dict)]

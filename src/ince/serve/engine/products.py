@@ -20,7 +20,7 @@ from ince.ops.cpu import instruction_sets
 
 __all__ = ["few_row_products"]
 
-_MOST_ROWS = 160
+_MOST_ROWS = 96
 """In float32; from there on PyTorch's products are as quick."""
 
 
