@@ -5,8 +5,8 @@
 
 SmolLM2-135M-Instruct in float32, adapters of random weights: r=8 and r=16, on all linear layers or
 on attention's, every eighth rsLoRA, every sixteenth DoRA. Requests have prompts of 64 to 256
-tokens, every second one (but in `adapters`) with one of four beginnings of 64, ask for 32 to 64 tokens, the
-likeliest ones, whatever they are, and choose among adapters by Zipf's law (1.1).
+tokens, every second one (but in `adapters`) with one of four beginnings of 64. They ask for 32 to
+64 tokens, the likeliest ones, whatever they are, and choose among adapters by Zipf's law (1.1).
 
     adapters      the same requests, all at once, to the base and over 1, 16, 64 and 256 adapters;
                   their prompts share nothing, so that all have the same to compute

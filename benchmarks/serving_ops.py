@@ -1,6 +1,7 @@
 """What the operators of serving take on a CPU, beside PyTorch's, in one process and in turns.
 
-    python benchmarks/serving_ops.py [--only calls,layers,dense,table,attention] [--json FILE] [--quick]
+    python benchmarks/serving_ops.py [--only calls,layers,dense,table,attention] [--json FILE]
+        [--rounds 15] [--quick]
 
 Sections:
 

@@ -19,7 +19,7 @@ def median_of(rounds, key):
 
 
 def over_adapters(bench):
-    """Over 0 (the base), 1, 16, 64 and 256 adapters; prompts share nothing, so all compute alike."""
+    """Over 0 (the base), 1, 16, 64 and 256 adapters; prompts share nothing: all compute alike."""
     return _over(bench, bench.requests(shares=False), bench.counts)
 
 
