@@ -167,8 +167,18 @@ class MemoryGuard:
         of = "" if limit is None else f" of {format_bytes(limit)} ({self._memory.limit_name})"
         self._run.observer.said(
             f"memory: {format_bytes(worst.peak_bytes + self._to_come_bytes)}{of} at the worst "
-            f"micro-batch, {worst}"
+            f"micro-batch, {worst}{self._beside_plan()}"
         )
+
+    def _beside_plan(self) -> str:
+        """What was planned for the same, in words; empty where nothing was."""
+        plan = None if self._record is None else self._record.get("plan")
+        if not plan:
+            return ""
+        planned = int(plan["planned_bytes"])
+        if next(iter(self._run.parameters.values())).device.type != "cpu":
+            planned -= int(plan["parts"]["framework"])  # no allocator counts the context beside it
+        return f"; planned were {format_bytes(planned)}"
 
     # ------------------------------------------------------------------------------- the steps
 

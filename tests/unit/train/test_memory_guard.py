@@ -92,11 +92,13 @@ def record_in(folder):
 def test_without_a_limit_the_worst_is_said_and_nothing_changes(tmp_path, small_run, start):
     plain, _ = small_run(tmp_path / "plain", dropout=0.1, **STEP)
     record = record_in(tmp_path / "probed")
+    record["plan"] = {"planned_bytes": 3 * 2**20, "parts": {"framework": 2**20}}
     memory = MadeUpMemory(None)
     model, watcher, _ = start(tmp_path / "probed", memory, record=record, dropout=0.1)
     assert same(model, small_run.trained(plain))
     (line,) = said_of_memory(watcher)
     assert "KiB at the worst micro-batch" in line
+    assert line.endswith(" learnt; planned were 3.00 MiB")
     kept = record["memory"]
     assert kept["limit_bytes"] is None
     assert kept["expected_bytes"] == kept["measured_bytes"]
