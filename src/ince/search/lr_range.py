@@ -110,7 +110,10 @@ def suggest(points: Sequence[RangePoint], *, is_whole: bool) -> Suggestion | str
     lowest = min(range(len(points)), key=smoothed.__getitem__)
     before = max(smoothed[: lowest + 1])
     if before - smoothed[lowest] < _LEAST_FALL * before:
-        return "the loss did not fall at any rate: begin lower, or look at the data"
+        return (
+            f"the loss did not fall by {_LEAST_FALL:.0%} at any rate: begin lower, give it more "
+            "steps, or look at the data"
+        )
     still_falls = lowest == len(points) - 1
     enough = smoothed[lowest] + _LEVEL * (before - smoothed[lowest])
     if not still_falls:
