@@ -2,6 +2,7 @@ import mmap
 from pathlib import Path
 
 import pytest
+import torch
 
 from ince import heap
 from ince.heap import held_bytes, most_held_bytes, peak_within
@@ -88,3 +89,26 @@ def test_what_comes_one_after_the_other_is_measured_apart():
     with peak_within():
         pass
     assert 55 * MIB < most_held_bytes() - before < 130 * MIB
+
+
+def test_blocks_apart_leave_no_holes():
+    if heap._mallopt() is None:
+        pytest.skip("another C library")
+    with heap.blocks_apart():
+        before = held_bytes()
+        blocks = [torch.ones(100_000) for _ in range(200)]  # 400 kB each
+        kept = blocks[::20]
+        del blocks
+        assert held_bytes() - before < 20 * MIB  # nobody had to be asked to give back
+    assert len(kept) == 10
+
+
+def test_a_choice_of_the_environment_is_left_alone(monkeypatch):
+    said = []
+    monkeypatch.setattr(heap, "_mallopt", lambda: lambda *option: said.append(option))
+    with heap.blocks_apart():
+        assert said == [(-3, 256 * 1024)]
+    assert said[1:] == [(-3, 32 * MIB)]
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=1")
+    with heap.blocks_apart():
+        assert len(said) == 2

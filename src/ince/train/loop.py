@@ -15,6 +15,7 @@ from torch import nn
 
 from ince.data.example import Example
 from ince.errors import InterruptedRunError, TrainingError
+from ince.heap import blocks_apart
 from ince.record import RunRecord
 from ince.train.compute import ComputeReport, computed_as
 from ince.train.config import TrainConfig
@@ -133,6 +134,7 @@ def train(
             do="name them in data.eval, or leave train.early_stopping out",
         )
     with (
+        blocks_apart(),
         closing(run),
         # Before the checkpoint is put back: which forwards are ours is found out with numbers,
         # and they must be the same ones in every sitting.
