@@ -2,7 +2,8 @@
 
     CACHE/plan/DEVICE.json   {"format", "device", "rates": {TYPE: {...}}, "runs": [RUN, …]}
 
-Rates are of products, of weights expanded from four bits, and of numbers moved. Runs are what was
+Rates are of products, of weights expanded from four bits, of numbers moved, and on a processor of
+a file in ince's cache, where the pages of an optimizer may lie as well. Runs are what was
 planned and what was measured (`ince.plan.truth` writes them): the median of the newest corrects the
 next plan, and the plan says so. A file that cannot be read is one that is not there.
 """
@@ -11,6 +12,7 @@ import contextlib
 import os
 import platform
 import re
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +36,9 @@ _LEAST_BYTES = 64 * 2**20
 # Of a product that is timed: large enough for full speed, small enough for a second in all.
 _ROWS, _WIDTH = 512, 1024
 _NUM_TRIALS = 5
+# Of a file: as many pages, of the size that an optimizer's have.
+_FILE = "file"
+_NUM_PAGES, _PAGE_BYTES = 8, 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,9 @@ class Calibration:
         if key not in self._rates:
             self._rates[key] = _measured(value_bytes, device_type)
             self.save()
+        if measure and device_type == "cpu" and _FILE not in self._rates:
+            self._rates[_FILE] = {"filed": _measured_file()}
+            self.save()
         found = self._rates[key]
         newest = self.runs[-_NEWEST:]
         correction, source = 1.0, "measured on this device"
@@ -184,6 +192,7 @@ class Calibration:
             correction,
             f"{source}: {found['flops'] / 1e9:,.0f} GFLOP/s in {key}",
             is_assumed=False,
+            filed=self._rates.get(_FILE, {}).get("filed") or None,
         )
 
 
@@ -212,6 +221,34 @@ def _measured(value_bytes: int, device_type: str) -> dict[str, float]:
         "expanded": _WIDTH * _WIDTH / _quickest(expand, device),
         "moved": 3 * large.numel() * value_bytes / _quickest(lambda: large + large, device),
     }
+
+
+def _measured_file() -> float:
+    """Bytes in a second, written over and read back, a page at a time; 0 where none can be made.
+
+    What is overwritten is what the system still has in memory, as it is in a run.
+    """
+    from ince.models.cache import cache_folder
+
+    page = memoryview(bytearray(os.urandom(_PAGE_BYTES)))
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+
+            def once() -> float:
+                start = time.perf_counter()
+                for work in (file.write, file.readinto):
+                    file.seek(0)
+                    for _ in range(_NUM_PAGES):
+                        work(page)
+                return time.perf_counter() - start
+
+            once()
+            seconds = median(once() for _ in range(_NUM_TRIALS))
+    except OSError:  # no such folder, no space
+        return 0.0
+    return 2 * _NUM_PAGES * _PAGE_BYTES / seconds
 
 
 def _quickest(work: Callable[[], object], device: Any) -> float:

@@ -11,7 +11,8 @@ of H and T targets of N tokens:
 
 To these come weights that are expanded from four bits, once for each pass over a layer, and the
 numbers that are read and written between products. Where no rate is known of the two they are left
-out: an assumed share of a peak has them in it.
+out: an assumed share of a peak has them in it. Moments that a processor keeps in a file are read and
+written once a step.
 """
 
 import math
@@ -21,6 +22,7 @@ from ince.plan.activations import layer_bytes
 from ince.plan.devices import ASSUMED_SHARE, Device
 from ince.plan.setup import Setup
 from ince.plan.shape import Shape
+from ince.plan.weights import filed_bytes
 
 __all__ = ["Rate", "TimePlan", "flops_per_token", "plan_time", "rate_of"]
 
@@ -39,6 +41,7 @@ class Rate:
         correction: seconds of earlier runs over those planned for them.
         source: where this comes from, in words.
         is_assumed: it rests on an assumed share of a peak.
+        filed: bytes written to or read from a file in a second; None: not known, and left out.
     """
 
     flops: float
@@ -47,6 +50,7 @@ class Rate:
     correction: float
     source: str
     is_assumed: bool
+    filed: float | None = None
 
 
 def rate_of(device: Device, num_devices: int = 1) -> Rate:
@@ -119,7 +123,7 @@ def flops_per_token(shape: Shape, setup: Setup) -> dict[str, float]:
 
 
 def seconds_per_micro_batch(shape: Shape, setup: Setup, rate: Rate) -> float:
-    """Of one forward and backward; the update is small beside it."""
+    """Of one forward and backward; the update is small beside it, unless it goes through a file."""
     tokens = setup.num_tokens
     seconds = tokens * sum(flops_per_token(shape, setup).values()) / rate.flops
     passes = 2 if setup.activations == "keep" else 3
@@ -128,6 +132,10 @@ def seconds_per_micro_batch(shape: Shape, setup: Setup, rate: Rate) -> float:
     if rate.moved is not None:
         kept = layer_bytes(shape, setup).kept * (shape.num_layers - setup.first_layer)
         seconds += _PASSES_OVER_ACTIVATIONS * passes / 2 * kept / rate.moved
+    if rate.filed is not None and setup.on_cpu:
+        # Spread over what a step has of such micro-batches.
+        share = tokens / max(tokens, setup.batch_tokens or tokens)
+        seconds += share * filed_bytes(shape, setup) / rate.filed
     return seconds * rate.correction
 
 

@@ -43,6 +43,7 @@ class Setup:
         learns_below: something of that is below all layers, such as an embedding.
         num_rows, length: of the largest micro-batch, padding included.
         num_targets: its tokens that carry loss; None: all.
+        batch_tokens: between two updates; None: those of the micro-batch.
         value_bytes: of a number of the base and of the activations: 2 or 4.
         adapter_bytes: of a number of an adapter and of its gradient.
         gradient_bytes: of a gradient of full fine-tuning: ince sums them in float32.
@@ -69,6 +70,7 @@ class Setup:
     num_rows: int = 1
     length: int = 2048
     num_targets: int | None = None
+    batch_tokens: int | None = None
     value_bytes: int = 2
     adapter_bytes: int = 4
     gradient_bytes: int = _FLOAT_BYTES

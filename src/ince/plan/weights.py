@@ -11,7 +11,14 @@ from ince.plan.adapters import factors_of
 from ince.plan.setup import Setup
 from ince.plan.shape import Matrix, Shape
 
-__all__ = ["PackedBytes", "held_moments", "moment_bytes", "packed_bytes", "weight_parts"]
+__all__ = [
+    "PackedBytes",
+    "filed_bytes",
+    "held_moments",
+    "moment_bytes",
+    "packed_bytes",
+    "weight_parts",
+]
 
 _ABSMAX_BLOCK = 256
 _OFFSET_BYTES = 4
@@ -21,6 +28,8 @@ _LEAST_8BIT = 4096
 # Pages on their way, as in `ince.optim.pages.carrier` and `ince.optim.pages.stream`.
 _STAGED_PAGES = 3
 _BUFFERED_PAGES = 4
+# Of a parameter's value before a step, as it is kept until the step is whole.
+_OLD_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -126,3 +135,16 @@ def held_moments(shape: Shape, setup: Setup) -> tuple[int, int]:
     here = max(budget, passing)
     # What passes through is in the file as well.
     return here, moments - max(0, here - passing)
+
+
+def filed_bytes(shape: Shape, setup: Setup) -> int:
+    """Bytes that an update on a processor reads from its file and writes to it.
+
+    Of each page there the states are read and written, and the parameters' old values written.
+    """
+    if not setup.is_paged:
+        return 0
+    below = held_moments(shape, setup)[1]
+    moments = moment_bytes(shape, setup)
+    learnt = setup.num_trainable(shape) * below // max(1, moments)
+    return 2 * below + _OLD_BYTES * learnt

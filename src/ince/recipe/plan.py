@@ -96,6 +96,7 @@ def setup_of_recipe(recipe: Recipe, shape: Shape, *, device: str) -> Setup:
         learns_below=learns_below,
         num_rows=max(1, tokens // length),
         length=-(-length // 64) * 64,
+        batch_tokens=recipe.train.batch_tokens,
         value_bytes=value_bytes,
         blocksize=recipe.model.blocksize,
         double_quant=recipe.model.double_quant,

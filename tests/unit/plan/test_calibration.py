@@ -30,6 +30,8 @@ def test_a_rate_is_measured_once_and_kept():
     first = Calibration.read(device).rate(4, "cpu")
     assert first.flops > 1e8
     assert not first.is_assumed
+    assert first.filed is not None
+    assert first.filed > 1e6
     again = Calibration.read(device).rate(4, "cpu")
     assert (again.flops, again.expanded, again.moved) == (first.flops, first.expanded, first.moved)
 

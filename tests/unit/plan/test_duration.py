@@ -1,10 +1,13 @@
 """Time by formula, and the roofline in circulation."""
 
+from dataclasses import replace
+
 import pytest
 
 from ince.errors import InputError
-from ince.plan import KNOWN_SHAPES, Setup, find_device, plan_time, rate_of
+from ince.plan import KNOWN_SHAPES, Rate, Setup, find_device, plan_time, rate_of
 from ince.plan.duration import flops_per_token
+from ince.plan.weights import filed_bytes
 
 H100 = find_device("h100")
 
@@ -51,3 +54,22 @@ def test_a_device_is_found_as_people_write_it(name):
 def test_an_unknown_device_is_refused_with_a_near_one():
     with pytest.raises(InputError, match="did you mean 'H100'"):
         find_device("h1000")
+
+
+def test_a_file_is_read_and_written_once_a_step():
+    shape = KNOWN_SHAPES["SmolLM2-135M"]
+    paged = Setup(
+        optimizer="paged_adamw", device_moment_bytes=0, on_cpu=True, length=512, batch_tokens=1024
+    )
+    fast = Rate(1e11, None, None, 1.0, "", is_assumed=False)
+    slow = replace(fast, filed=1e9)
+    # Of a weight two moments of four bytes, to and fro, and its value before the step.
+    num_bytes = 20 * paged.num_trainable(shape)
+    assert filed_bytes(shape, paged) == pytest.approx(num_bytes, rel=0.01)
+
+    def seconds(setup, rate):
+        return 1024 / plan_time(shape, setup, rate).tokens_per_second
+
+    assert seconds(paged, slow) - seconds(paged, fast) == pytest.approx(num_bytes / 1e9, rel=0.01)
+    held = paged.with_changes(optimizer="adamw")
+    assert seconds(held, slow) == seconds(held, fast)
