@@ -11,8 +11,8 @@ of H and T targets of N tokens:
 
 To these come weights that are expanded from four bits, once for each pass over a layer, and the
 numbers that are read and written between products. Where no rate is known of the two they are left
-out: an assumed share of a peak has them in it. Moments that a processor keeps in a file are read and
-written once a step.
+out: an assumed share of a peak has them in it. Moments that a processor keeps in a file are read
+and written once a step.
 """
 
 import math
