@@ -15,7 +15,7 @@ KERNELS  := src/ince/ops/cpu/kernels
 COMPILED := $(wildcard $(KERNELS)/CMakeLists.txt $(KERNELS)/*.cpp $(KERNELS)/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test unit test-long lint types contracts format clean
+.PHONY: help demo install test unit test-long sanitize lint types contracts format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,18 @@ unit: $(STAMP)  ## the tests that take seconds
 
 test-long: $(STAMP)  ## the tests that take minutes each
 	@$(PYTEST) --dist loadfile -m long --timeout 3600
+
+SANITIZED := build/sanitized
+# Of each, the compiler's own: the program that loads the library is not compiled with them.
+PRELOAD    = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)
+
+sanitize: $(STAMP)  ## the C++ kernels with address and undefined-behavior sanitizers, 15 minutes
+	@cmake -S $(KERNELS) -B $(SANITIZED) -DCMAKE_BUILD_TYPE=Release -DINCE_SANITIZE=ON
+	@cmake --build $(SANITIZED)
+	@INCE_CPU_LIBRARY=$(CURDIR)/$(SANITIZED)/libince_cpu.so LD_PRELOAD="$(PRELOAD)" \
+	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(BIN)/python -m pytest --quiet --timeout 900 \
+	  tests/kernels/test_cpu_*.py tests/unit/ops tests/unit/optim/test_eight_bit.py
 
 lint: $(STAMP)  ## ruff: rules and format
 	@$(BIN)/ruff check --quiet .

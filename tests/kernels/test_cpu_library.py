@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -132,6 +133,21 @@ def test_an_unknown_instruction_set_is_refused(fresh, monkeypatch):
     monkeypatch.setenv("INCE_CPU_ISA", "avx9000")
     library._library.cache_clear()
     with pytest.raises(InputError, match="INCE_CPU_ISA"):
+        assert_works_like_the_reference()
+
+
+def test_the_environment_names_another_library(fresh, monkeypatch, tmp_path):
+    if not HAS_LIBRARY:
+        return
+    copy = tmp_path / "another.so"
+    shutil.copy(library._path(), copy)
+    monkeypatch.setenv("INCE_CPU_LIBRARY", str(copy))
+    assert library._path() == copy
+    assert_works_like_the_reference()
+    assert cpu.instruction_sets()
+    copy.unlink()
+    library._library.cache_clear()
+    with pytest.raises(InputError, match="INCE_CPU_LIBRARY"):
         assert_works_like_the_reference()
 
 

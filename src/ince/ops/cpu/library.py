@@ -27,6 +27,9 @@ _LOG = logging.getLogger("ince.ops")
 # Forces an instruction set; the best one that the processor has is taken without it.
 _VARIABLE = "INCE_CPU_ISA"
 
+# Names another library than the one beside this file, such as a build with sanitizers.
+_PLACE = "INCE_CPU_LIBRARY"
+
 # Of the C interface; see ince_version in kernels/library.cpp.
 _VERSION = 2
 
@@ -80,7 +83,7 @@ def active() -> Library | None:
     """The library, or nothing where the reference must do the work.
 
     Raises:
-        InputError: the environment forces an instruction set that is not there.
+        InputError: the environment forces an instruction set or a library that is not there.
     """
     return None if is_reference_only() else _library()
 
@@ -148,6 +151,12 @@ def _library() -> Library | None:
 
 
 def _path() -> Path:
+    if named := os.environ.get(_PLACE):
+        if not Path(named).is_file():
+            raise InputError(
+                "there is no library of kernels", where=_PLACE, got=named, do="leave it out"
+            )
+        return Path(named)
     folder = Path(__file__).parent
     # CMake names a loadable module .so on Linux and on macOS.
     for suffix in (".so", ".dylib", ".dll"):
