@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ince.data import Example, collate
+from ince.lora import LoraConfig, get_peft_model
 from ince.train import TrainConfig, compute
 from ince.train.compute import computed_as
 from ince.train.loss import target_loss
@@ -53,6 +54,21 @@ def test_by_default_modules_are_fused_and_afterwards_they_are_not(model):
         assert report.fused.counts["LlamaMLP"] == 2
         assert report.to_dict()["fused"]["modules"]["LlamaRMSNorm"] == 5
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_a_fused_run_has_the_losses_of_an_unfused_one(tmp_path, small_run, dtype, near):
+    losses = []
+    for is_fused in (True, False):
+        torch.manual_seed(11)
+        config = LoraConfig(r=2, lora_dropout=0.1, target_modules="all-linear")
+        model = get_peft_model(small_run.base().to(dtype), config)
+        folder = tmp_path / str(is_fused)
+        _, result = small_run(folder, model=model, fused=is_fused)
+        assert (result.computed["fused"] is not None) is is_fused
+        losses.append([line["loss"] for line in small_run.log(folder)])
+    assert losses[0] == pytest.approx(losses[1], rel=near)
+    assert losses[0][-1] < losses[0][0]
 
 
 def test_it_may_be_declined(model):
