@@ -18,8 +18,9 @@ tokens, every second one (but in `adapters`) with one of four beginnings of 64. 
     peft          16 adapters (without DoRA, which PEFT does not mix), beside PEFT's
                   `generate(adapter_names=...)` in static batches, sorted in three ways
     transformers  the base, beside transformers' continuous batching in process
-    llama.cpp     one adapter, beside llama.cpp's server in float32; left out without
-                  `--llama-server`, beside whose build its converters are looked for
+    llama.cpp     one adapter, beside llama.cpp's server in float32: `--llama-server PATH`, beside
+                  whose build its converters are looked for, or the wheel `xllamacpp` where that is
+                  installed and `--llama-sources FOLDER` has the converters; left out without both
     http          the same requests through ince's own server, clients in another process
     profile       where the time of a step goes, by samples of the engine's thread
 
@@ -69,6 +70,9 @@ def parsed():
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--running", type=int, default=32, help="requests at once")
     parser.add_argument("--batch-tokens", type=int, default=256, help="of a step")
+    parser.add_argument(
+        "--counts", default="0,1,16,64,256", help="numbers of adapters; 0: the base"
+    )
     parser.add_argument("--peft-batch", type=int, default=16, help="requests of PEFT's batches")
     parser.add_argument("--load", default="0.3,0.6", help="shares of what the engine can do")
     parser.add_argument("--samples", type=int, default=24, help="requests of the fair tenant")
@@ -81,6 +85,7 @@ def parsed():
     unknown = sorted(set(arguments.only) - set(SECTIONS))
     if unknown:
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    arguments.counts = [int(count) for count in arguments.counts.split(",")]
     arguments.load = [float(share) for share in arguments.load.split(",")]
     return arguments
 

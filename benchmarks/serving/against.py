@@ -2,6 +2,7 @@
 
 import os
 import statistics
+from importlib.util import find_spec
 
 from serving.bench import spread
 from serving.clients import run_clients
@@ -94,14 +95,13 @@ def against_transformers(bench):
 
 def against_llama_cpp(bench):
     """One adapter: ince, and llama.cpp's server."""
-    program = bench.arguments.llama_server
-    if program is None or not program.is_file():
-        print("  left out: no llama-server (--llama-server PATH)")
+    program, sources = bench.arguments.llama_server, bench.arguments.llama_sources
+    if program is None and (sources is None or find_spec("xllamacpp") is None):
+        print("  left out: neither --llama-server PATH, nor xllamacpp and --llama-sources FOLDER")
         return {"left_out": True}
     folders, digests = bench.adapters([0])
     requests = spread(bench.requests(), [0])
-    sources = bench.arguments.llama_sources or program.parents[2]
-    model, lora = converted(sources, bench.base, folders[0], bench.place)
+    model, lora = converted(sources or program.parents[2], bench.base, folders[0], bench.place)
     found = {"ince": [], "llama.cpp": []}
     longest = max(len(each.prompt) + each.num_new for each in requests) + 8
     server = LlamaServer(

@@ -28,7 +28,7 @@ class Bench:
         self.quick = arguments.quick
         self.max_running = 8 if self.quick else arguments.running
         self.max_batch_tokens = 64 if self.quick else arguments.batch_tokens
-        self.counts = (0, 1, 4) if self.quick else (0, 1, 16, 64, 256)
+        self.counts = (0, 1, 4) if self.quick else tuple(arguments.counts)
 
     @cached_property
     def base(self):

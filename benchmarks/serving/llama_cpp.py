@@ -41,7 +41,7 @@ class LlamaServer:
     """A running llama-server; `port` is where.
 
     Args:
-        program: llama-server.
+        program: llama-server, or None for that in the wheel of xllamacpp.
         model, lora: GGUF files.
         num_slots: requests at once. context: tokens of each.
         threads: of the server.
@@ -51,7 +51,9 @@ class LlamaServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [str(program), "-m", str(model), "--lora", str(lora), "--port", str(self.port)]
+        wheel = [sys.executable, str(Path(__file__).with_name("llama_wheel.py"))]
+        command = wheel if program is None else [str(program)]
+        command += ["-m", str(model), "--lora", str(lora), "--port", str(self.port)]
         command += ["-np", str(num_slots), "-c", str(num_slots * context), "-t", str(threads)]
         command += ["-tb", str(threads), "-ctk", "f32", "-ctv", "f32", "--no-warmup"]
         self._log = log.open("w", encoding="utf-8")

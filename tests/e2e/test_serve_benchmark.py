@@ -7,7 +7,7 @@ TIMES = ("first_token_p50", "first_token_p99", "between_p50", "between_p99")
 
 @pytest.mark.long
 def test_serving_is_measured_alone_and_beside_peft(figures_of):
-    sections = "adapters,load,registry,swap,peft,profile,llama.cpp"
+    sections = "adapters,beginnings,load,registry,swap,peft,profile,llama.cpp"
     figures, said = figures_of("serve", "--only", sections, timeout=180)
     rounds = figures["adapters"]["rounds"]
     assert set(rounds) == {"0", "1", "4"}
@@ -21,7 +21,7 @@ def test_serving_is_measured_alone_and_beside_peft(figures_of):
     assert len(peft) == 4
     assert all(each[0]["equal_answers"] == 10 for name, each in peft.items() if name != "ince")
     assert sum(figures["profile"]["parts"].values()) == pytest.approx(1)
-    assert "left out: no llama-server" in said
+    assert "left out: neither --llama-server" in said
 
 
 @pytest.mark.long

@@ -4,7 +4,8 @@ Continuous batching. A step has room for so many tokens; each running sequence t
 one, prompts fill the rest, and new sequences join whenever there is a row, room and blocks. A
 sequence that needs a block when none is left takes it from one that came later, which waits at the
 front again and is computed anew: the oldest one always goes on, so all end. A tenant with less
-than its share of rows takes one from the tenant furthest above its own.
+than its share of rows takes one from the tenant furthest above its own; one that has none takes it
+at once, and its prompt comes before those of the others.
 
 Nothing here knows tensors: the engine carries out a `StepPlan` and calls `commit`.
 """
@@ -26,7 +27,7 @@ from ince.serve.engine.working_set import AdapterSlots, Patience, WorkingSet
 
 __all__ = ["Scheduler", "StepPlan", "StepRow"]
 
-# Steps that a tenant below its share waits for a row to end before one is taken.
+# Steps that a tenant with rows, but fewer than its share, waits for one to end before it is taken.
 _SHORT_STEPS = 3
 
 
@@ -198,18 +199,14 @@ class Scheduler:
     def plan(self, now: float) -> StepPlan:
         """The next step; empty when nothing can be computed until an adapter is loaded."""
         self._step += 1
-        self._make_way()
+        newcomer = self._make_way()
         plan, room = StepPlan(), _Room(self.max_batch_tokens, self.max_logits)
-        for sequence in self._in_order():
-            if not room.num_tokens:
-                break
-            if sequence.stage is not Stage.RUNNING:  # it gave its blocks to an older one
-                continue
-            count = room.most_for(sequence)
-            if count and self._grow(sequence, sequence.num_computed + count, room):
-                room.take(sequence, count)
-        if room.num_tokens and len(self.running) < self.max_running:
-            self._admit(plan, room, now)
+        decoding, reading = self._in_order()
+        self._go_on(decoding, room)
+        if newcomer is not None:
+            self._admit(plan, room, now, only=newcomer)
+        self._go_on(reading, room)
+        self._admit(plan, room, now)
         plan.failed = self._admission.failed
         self._admission.failed = []
         for sequence, _ in plan.failed:
@@ -233,15 +230,25 @@ class Scheduler:
         for i in range(row.start // BLOCK_SIZE, num_full):
             self.pool.seal(sequence.blocks[i], keys[i])
 
-    def _in_order(self) -> list[SequenceState]:
-        """The running: those that decode, then prompts of whom was given least."""
+    def _go_on(self, sequences: list[SequenceState], room: _Room) -> None:
+        for sequence in sequences:
+            if not room.num_tokens:
+                break
+            if sequence.stage is not Stage.RUNNING:  # it gave its blocks to an older one
+                continue
+            count = room.most_for(sequence)
+            if count and self._grow(sequence, sequence.num_computed + count, room):
+                room.take(sequence, count)
+
+    def _in_order(self) -> tuple[list[SequenceState], list[SequenceState]]:
+        """The running: those that decode, and those that read, of whom was given least first."""
         decoding = [s for s in self.running.values() if s.num_left == 1]
         reading = [s for s in self.running.values() if s.num_left > 1]
         if len(decoding) >= self.max_batch_tokens:  # after the step's room was cut
-            return sorted(self.running.values(), key=lambda s: (s.last_step, s.arrival))
+            return sorted(self.running.values(), key=lambda s: (s.last_step, s.arrival)), []
         decoding.sort(key=lambda s: s.arrival)
         reading.sort(key=lambda s: (self.counters.counter(s.tenant), s.arrival))
-        return decoding + reading
+        return decoding, reading
 
     def _grow(self, sequence: SequenceState, num_tokens: int, room: _Room) -> bool:
         """Give blocks for `num_tokens`; where there are none, from those that came later."""
@@ -257,12 +264,18 @@ class Scheduler:
         sequence.blocks += blocks
         return True
 
-    def _admit(self, plan: StepPlan, room: _Room, now: float) -> None:
+    def _admit(self, plan: StepPlan, room: _Room, now: float, *, only: str | None = None) -> None:
+        """Let those who wait join while there is room; `only` those of one tenant."""
+        if not room.num_tokens or len(self.running) >= self.max_running:
+            return
         promised = sum(
             max(0, num_blocks_of(len(s.tokens)) - len(s.blocks)) for s in self.running.values()
         )
         with contextlib.closing(self._admission.turns(now, self.running.values())) as turns:
             for sequence in turns:
+                if only is not None and sequence.tenant != only:
+                    self.working_set.give_back(sequence)
+                    return
                 found = self._prefix(sequence)
                 if self._missing(sequence, found) + promised > 0:
                     self.working_set.give_back(sequence)
@@ -306,25 +319,29 @@ class Scheduler:
         kept = min(len(self.running), self.pool.num_blocks // 32)
         return needed + kept - (self.pool.num_available - self.pool.num_idle_of(found))
 
-    def _make_way(self) -> None:
-        """Let a tenant below its share of rows in, at the cost of the one furthest above."""
+    def _make_way(self) -> str | None:
+        """Let a tenant below its share of rows in, at the cost of the one furthest above.
+
+        Returns:
+            The tenant, if it has no row yet and there is one for it now.
+        """
         most_share = self.counters.most_share(max(1, len(self.waiting.by_tenant)))
         if self.max_running * most_share < 1:
-            return  # so many wait that nobody's share is a row
+            return None  # so many wait that nobody's share is a row
         tenants = set(self._running_by_tenant) | set(self.waiting.by_tenant)
         if len(tenants) < 2 or not self.waiting:
-            return
+            return None
         weights = {tenant: self.counters.weight(tenant) for tenant in tenants}
         whole = sum(weights.values())
         share = {tenant: self.max_running * weights[tenant] / whole for tenant in tenants}
         rows = self._running_by_tenant
         above = max(tenants, key=lambda tenant: (rows[tenant] / share[tenant], tenant))
         if rows[above] <= share[above]:
-            return
+            return None
         is_full = len(self.running) >= self.max_running
         for tenant in sorted(self.waiting.by_tenant, key=self.counters.counter):
             if self.counters.counter(tenant) > self.counters.counter(above):
-                return  # the row would go back to whom it was taken from
+                return None  # the row would go back to whom it was taken from
             if rows[tenant] + 1 > share[tenant]:
                 continue
             sequence = self._admission.ready(tenant)
@@ -332,9 +349,10 @@ class Scheduler:
                 continue
             if is_full or self._missing(sequence, self._prefix(sequence)) > 0:
                 self._num_short += 1  # a row may end by itself, which costs nothing
-                if self._num_short < _SHORT_STEPS:
-                    return
+                if rows[tenant] and self._num_short < _SHORT_STEPS:
+                    return None
                 latest = max(a for a, s in self.running.items() if s.tenant == above)
                 self.preempt(self.running[latest])
             self._num_short = 0
-            return
+            return None if rows[tenant] else tenant
+        return None

@@ -53,6 +53,21 @@ def test_a_flood_does_not_delay_another_tenant(simulation):
     assert max(waits) <= 9
 
 
+def test_a_tenant_without_a_row_is_computed_in_the_next_step(simulation):
+    # All rows and the step's whole room are the other's, most of it for prompts.
+    server = simulation(num_blocks=400, max_running=4, max_batch_tokens=24)
+    for kind in range(60):
+        server.add([kind] * 40, tenant="flood", max_tokens=8)
+    while len(server.scheduler.running) < 4 or sum(row.count for row in plan.rows) < 24:
+        plan = server.step()
+    calm = server.add([99] * 10, tenant="calm", max_tokens=2)
+    plan = server.step()
+    assert [row.count for row in plan.rows if row.sequence is calm] == [10]
+    # The row that it took is another's again, and nobody is lost.
+    server.run(2000)
+    assert len(server.done) == 61
+
+
 def test_being_away_saves_up_no_credit():
     counters = TenantCounters()
     counters.arrives("a")
