@@ -58,6 +58,7 @@ def test_a_tenant_without_a_row_is_computed_in_the_next_step(simulation):
     server = simulation(num_blocks=400, max_running=4, max_batch_tokens=24)
     for kind in range(60):
         server.add([kind] * 40, tenant="flood", max_tokens=8)
+    plan = server.step()
     while len(server.scheduler.running) < 4 or sum(row.count for row in plan.rows) < 24:
         plan = server.step()
     calm = server.add([99] * 10, tenant="calm", max_tokens=2)
