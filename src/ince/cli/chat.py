@@ -14,9 +14,9 @@ from rich.console import Console
 
 from ince.cli.chat_adapters import ChatAdapters
 from ince.cli.chat_talk import Talk, completions, obey, obey_or_explain, say
-from ince.cli.output import common_options, print_json, progress_console
+from ince.cli.output import common_options, print_error, print_json, progress_console
 from ince.cli.target import QuantizeChoice, find_target, load_target
-from ince.errors import InceError, InputError
+from ince.errors import AdapterError, InceError, InputError
 
 __all__ = ["chat"]
 
@@ -48,7 +48,7 @@ def _line_editing(talk: Talk) -> Iterator[None]:
         try:
             before = readline.get_line_buffer()[: readline.get_begidx()]
             found = completions(before, word, talk.adapters.names())
-        except InceError:
+        except (InceError, OSError):
             return None  # a key that is pressed is no moment for an error
         return found[number] if number < len(found) else None
 
@@ -77,9 +77,12 @@ def _converse(talk: Talk, console: Console) -> None:
                 say(talk, text)
             except KeyboardInterrupt:
                 click.echo()
-            except InputError as error:
-                console.print(f"{error.what}: /reset begins again", markup=False)
-                talk.reset()
+            except InceError as error:
+                if isinstance(error, InputError) and not isinstance(error, AdapterError):
+                    console.print(f"{error.what}: /reset begins again", markup=False)
+                    talk.reset()
+                else:
+                    print_error(error)
     console.print()
 
 

@@ -5,8 +5,9 @@ looked at when they are asked for, so that what was trained meanwhile is there. 
 here. Two adapters of one name are an error, not a guess.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,8 @@ def adapter_name(target: Target) -> str:
     assert folder is not None
     name = folder.expanduser().resolve().name
     # It stands in the prompt: a name may not move the cursor.
-    return "".join(each if each.isprintable() else "?" for each in name) or "adapter"
+    shown = "".join(each if each.isprintable() else "?" for each in name)
+    return shown if shown not in ("", BASE) else "adapter"
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,15 @@ class ChatAdapters:
         Raises:
             InputError: two adapters have one name.
         """
-        found = dict(self.named)
-        for name, folder in self._others():
+        found: dict[str, Callable[[], Path]] = {
+            name: partial(Path, folder) for name, folder in self.named.items()
+        }
+        for name, where in self._others():
             if name == BASE:
                 continue  # it could not be asked for
-            if name in found and not _is_same(found[name], folder):
-                raise _two_of_a_name(name, found[name], folder)
-            found[name] = folder
+            if name in found and not _is_same(one := found[name](), other := where()):
+                raise _two_of_a_name(name, one, other)
+            found.setdefault(name, where)
         return list(found)
 
     def folder(self, name: str) -> Path:
@@ -111,28 +115,32 @@ class ChatAdapters:
 
         Raises:
             InputError: there is none of this name, and which are near.
+            AdapterError: it is gone from the registry.
         """
-        found = dict(self._others()) | self.named
+        if name in self.named:
+            return self.named[name]
+        found = dict(self._others())
         if name in found:
-            return found[name]
+            return found[name]()
         raise InputError(
             "no such adapter",
             got=name,
             do=(
-                did_you_mean(name, [*found, BASE])
-                or ("/adapter lists what there is" if found else None)
+                did_you_mean(name, [*self.named, *found, BASE])
+                or ("/adapter lists what there is" if self.named or found else None)
                 or "there are none: start with --adapter PATH, --adapters DIR or --registry DIR"
             ),
         )
 
-    def _others(self) -> Iterator[tuple[str, Path]]:
+    def _others(self) -> Iterator[tuple[str, Callable[[], Path]]]:
+        """Names, and what finds the folder: one that is gone shall not hide the others."""
         if self.root is not None:
             for folder in sorted(self.root.iterdir()):
                 if (folder / _CONFIG_FILE).is_file():
-                    yield folder.name, folder
+                    yield folder.name, partial(Path, folder)
         if self.registry is not None:
             for name, digest in self.registry.visible().items():
-                yield name, self.registry.folder(digest)
+                yield name, partial(self.registry.folder, digest)
 
 
 def _parsed(text: str, target: Target) -> tuple[str, Path]:

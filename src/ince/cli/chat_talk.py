@@ -196,7 +196,11 @@ def _list_adapters(talk: Talk, console: Console) -> None:
     width = max(len(name) for name in [*names, BASE])
     for name in names:
         mark = "›" if name == talk.name else " "
-        console.print(f"{mark} {name:<{width}}  {talk.adapters.folder(name)}", markup=False)
+        try:
+            where = str(talk.adapters.folder(name))
+        except InceError as error:
+            where = error.what
+        console.print(f"{mark} {name:<{width}}  {where}", markup=False)
     console.print(f"{'›' if talk.name is None else ' '} {BASE}")
 
 

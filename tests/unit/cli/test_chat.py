@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from ince.errors import InceError, InputError
 from ince.serve import speak
 
 
@@ -153,6 +154,32 @@ def test_ctrl_c_cuts_an_answer_short_and_the_talk_goes_on(command, model_folder,
     assert code == 0
     assert out == "part\npart\n"
     assert fake.seen[1][:2] == [("user", "one"), ("assistant", "part")]
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "num_remembered"),
+    [
+        (InputError("the prompt fills the model's whole context"), "/reset begins again", 1),
+        (InceError("the model's logits are not numbers"), "not numbers", 3),
+    ],
+)
+def test_an_answer_that_fails_ends_no_talk(
+    command, model_folder, person, speaking, error, words, num_remembered
+):
+    fake = speaking("yes")
+    answer = fake.answer
+
+    def failing(conversation, *rest):
+        if conversation[-1].content == "two":
+            raise error
+        yield from answer(conversation, *rest)
+
+    fake.answer = failing
+    person("one", "two", "three")
+    code, _, err = command("chat", str(model_folder))
+    assert code == 0
+    assert words in err
+    assert len(fake.seen[-1]) == num_remembered
 
 
 def test_a_signal_ends_the_answer_in_the_engine(command, model_folder, person, monkeypatch):

@@ -45,6 +45,11 @@ def test_names_are_those_of_folders_runs_and_the_command_line(tmp_path, plain, a
     with pytest.raises(InputError) as caught:
         found.folder("turkisch")
     assert caught.value.do == "did you mean 'turkish'?"
+    # One that is gone hides nobody.
+    shutil.rmtree(registry.folder(digest))
+    assert "kept" in found.names()
+    with pytest.raises(AdapterError):
+        found.folder("kept")
     own = ChatAdapters.of(find_target(str(run)), [], None, None)
     assert own.names() == ["turkish"]
     assert not ChatAdapters.of(plain, [], None, None)
@@ -79,3 +84,5 @@ def test_without_any_it_says_how_to_have_some(plain):
 def test_a_name_moves_no_cursor(tmp_path, plain):
     folder = make(tmp_path / "a\x1b[2Jb")
     assert ChatAdapters.of(plain, [str(folder)], None, None).names() == ["a?[2Jb"]
+    base = make(tmp_path / "base")
+    assert ChatAdapters.of(plain, [str(base)], None, None).names() == ["adapter"]

@@ -35,6 +35,7 @@ def prove(model: Any, forward: PagedForward, num_blocks: int) -> None:
         ProofError: they differ by more than rounding.
     """
     embeddings = model.get_input_embeddings().weight
+    limit = _limit(model)
     num_tokens = embeddings.shape[0]
     lengths = (BLOCK_SIZE + 5, 7) if num_blocks > 2 else (BLOCK_SIZE - 1,)
     step = max(1, num_tokens // 29)
@@ -57,7 +58,6 @@ def prove(model: Any, forward: PagedForward, num_blocks: int) -> None:
     for alone, here in zip(own, ours, strict=True):
         scale = float(alone.float().abs().max()) + 1e-6
         difference = float((alone.float() - here.float()).abs().max()) / scale
-        limit = _TOLERANCES.get(embeddings.dtype, _TOLERANCE)
         if not difference <= limit:
             raise ProofError(
                 "the model's logits are others in the engine than alone",
@@ -66,6 +66,14 @@ def prove(model: Any, forward: PagedForward, num_blocks: int) -> None:
                 expected=f"{limit:g} at most",
                 do="this model's class does something with attention that the engine does not",
             )
+
+
+def _limit(model: Any) -> float:
+    """By the coarsest type that the model multiplies in: 4-bit layers have one of their own."""
+    own = {getattr(module, "compute_dtype", None) for module in model.modules()}
+    dtypes = {each for each in own if isinstance(each, torch.dtype)}
+    dtypes.add(model.get_input_embeddings().weight.dtype)
+    return max(_TOLERANCES.get(each, _TOLERANCE) for each in dtypes)
 
 
 def _last_logits(forward: PagedForward, prompts: list[list[int]]) -> list[Tensor]:
