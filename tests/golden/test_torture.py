@@ -40,10 +40,10 @@ KILLS = {
 
 
 @pytest.fixture
-def recipe(tmp_path, smollm2_tokenizer):
+def recipe(tmp_path, small_tokenizer):
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(smollm2_tokenizer),
+        vocab_size=len(small_tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -55,7 +55,7 @@ def recipe(tmp_path, smollm2_tokenizer):
         eos_token_id=2,
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    smollm2_tokenizer.save_pretrained(tmp_path / "model")
+    small_tokenizer.save_pretrained(tmp_path / "model")
     for name, first, num in (("train", 0, 90), ("held", 90, 6)):
         rows = [
             {"prompt": f"Question {i}, of {'many ' * (i % 7)}words?", "completion": f"It is {i}."}
