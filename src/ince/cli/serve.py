@@ -3,8 +3,11 @@
 import importlib
 import ipaddress
 import logging
+import signal
 import sys
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +69,26 @@ def _require_packages() -> None:
             got=error.name,
             do="pip install 'ince[serve]'",
         ) from error
+
+
+@contextmanager
+def _ended_by_signals(console: Console) -> Iterator[threading.Event]:
+    """Until the event is set, SIGTERM and Ctrl-C end what is inside without an error.
+
+    Nobody has been served by then, so nothing is lost. Afterwards a server listens to signals.
+    """
+    ready = threading.Event()
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
+    try:
+        yield ready
+    except KeyboardInterrupt:
+        if ready.is_set():
+            raise
+        console.print("stopped before anybody was served")
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _log_to_stderr(*, quiet: bool) -> None:
@@ -196,17 +219,19 @@ def serve(
 
     The `model` of a request names an adapter, or the base. Tenants and keys come from the
     registry; without any the server answers this machine alone. SIGTERM finishes what runs and
-    ends with 0, a second one ends at once.
+    ends with 0; a second one cuts what runs, and ends with 1 where something did.
     """
-    _require_packages()
-    from ince.registry import Registry
-    from ince.serve.http import FolderDirectory, HttpSettings, create_app
-    from ince.serve.http.registry_view import RegistryShelf, RegistryTenants, RegistryView
-    from ince.serve.http.server import bind, make_server
-    from ince.serve.opening import opened
-
     console = progress_console()
+    has_cut = False
     with ExitStack() as stack:
+        ready = stack.enter_context(_ended_by_signals(console))
+        _require_packages()
+        from ince.registry import Registry
+        from ince.serve.http import FolderDirectory, HttpSettings, create_app
+        from ince.serve.http.registry_view import RegistryShelf, RegistryTenants, RegistryView
+        from ince.serve.http.server import bind, make_server
+        from ince.serve.opening import opened
+
         registry = None
         if registry_folder is not None:
             registry = stack.enter_context(Registry(registry_folder))
@@ -226,9 +251,6 @@ def serve(
             folder.scan()
         loaded = load_target(replace(found, compute_dtype=dtype), console, device=device)
         source = folder if registry is None else registry
-        weights = (
-            {each.name: each.weight for each in registry.tenants.tenants()} if registry else {}
-        )
         running = stack.enter_context(
             opened(
                 loaded.model,
@@ -240,7 +262,6 @@ def serve(
                 max_batch_tokens=max_batch_tokens,
                 max_running=max_running,
                 max_waiting=max_waiting,
-                tenant_weights=weights,
             )
         )
         engine, tiers = running.engine, running.tiers
@@ -256,7 +277,7 @@ def serve(
             engine,
             loaded.tokenizer,
             folder if registry is None else RegistryView(registry, base_name),
-            RegistryTenants(registry) if registry is not None and has_keys else None,
+            None if registry is None else RegistryTenants(registry, wants_keys=has_keys),
             settings,
             shelf=None if tiers is None else RegistryShelf(registry) if registry else folder,
             loader=tiers,
@@ -268,9 +289,16 @@ def serve(
         server = make_server(app, engine, drain_seconds=drain_seconds)
         name_shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
         shown = f"http://{name_shown}:{socket.getsockname()[1]}"
-        server.on_ready = lambda: _say_ready(shown, console, base_name, as_json=as_json)
+
+
+        def say_ready() -> None:
+            ready.set()
+            _say_ready(shown, console, base_name, as_json=as_json)
+
+        server.on_ready = say_ready
         server.run(sockets=[socket])
-    return 0
+        has_cut = server.has_cut
+    return 1 if has_cut else 0
 
 
 def _hosts(host: str, allowed: tuple[str, ...], *, has_keys: bool) -> frozenset[str]:

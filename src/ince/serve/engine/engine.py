@@ -227,6 +227,14 @@ class Engine:
                 self._cancels.append(flight)
                 self._condition.notify_all()
 
+    def set_tenant_weights(self, weights: Mapping[str, float]) -> None:
+        """Share the work between tenants by other weights from now on, whoever runs or waits.
+
+        Raises:
+            InputError: a weight is out of range; the old ones hold.
+        """
+        self._scheduler.counters.set_weights(weights)
+
     def stats(self) -> EngineStats:
         """What there is and what was done."""
         scheduler, runner, pool = self._scheduler, self._runner, self._pool

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["create_app", "service_of"]
 
 _LOG = logging.getLogger(__name__)
-_USAGE_SECONDS = 2.0
+# Between two looks at the tenants' weights, and two entries in their accounts.
+_TENANT_SECONDS = 2.0
+_NO_WEIGHTS = "tenants' weights could not be read; the old ones hold"
 OPEN_PATHS = frozenset({"/health", "/ready", "/openapi.json"}) | PAGE_PATHS
 
 
@@ -148,23 +150,31 @@ def _secure(app: FastAPI) -> None:
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service = service_of(app)
-    writing = asyncio.create_task(_write_usage(service))
+    await _try_to(service.follow_weights, _NO_WEIGHTS)
+    keeping = asyncio.create_task(_keep_tenants(service))
     try:
         yield
     finally:
-        writing.cancel()
-        await asyncio.gather(writing, return_exceptions=True)
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
         await _try_to_write_usage(service)
 
 
-async def _write_usage(service: Service) -> None:
+async def _keep_tenants(service: Service) -> None:
     while True:
-        await asyncio.sleep(_USAGE_SECONDS)
+        await asyncio.sleep(_TENANT_SECONDS)
         await _try_to_write_usage(service)
+        await _try_to(service.follow_weights, _NO_WEIGHTS)
 
 
 async def _try_to_write_usage(service: Service) -> None:
+    await _try_to(
+        service.write_usage, "what tenants used could not be written down; it is kept in memory"
+    )
+
+
+async def _try_to(work: Callable[[], Awaitable[None]], failure: str) -> None:
     try:
-        await service.write_usage()
+        await work()
     except Exception:
-        _LOG.exception("what tenants used could not be written down; it is kept in memory")
+        _LOG.exception(failure)

@@ -11,7 +11,7 @@ is written down when the engine says that it ended, whether anybody still listen
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Protocol
 
 from ince.errors import InceError
@@ -39,6 +39,10 @@ class RequestEngine(Protocol):
         self, request: GenerationRequest, listener: Callable[[Event], None]
     ) -> GenerationHandle:
         """Take a request on; `listener` is called on the engine's thread."""
+        ...
+
+    def set_tenant_weights(self, weights: Mapping[str, float]) -> None:
+        """Share the work between tenants by these from now on; 1 of who is not among them."""
         ...
 
 

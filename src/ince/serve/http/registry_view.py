@@ -140,12 +140,36 @@ class RegistryShelf:
 
 
 class RegistryTenants:
-    """Keys and accounts of a registry, as `Tenants`."""
+    """Keys and accounts of a registry, as `Tenants`.
 
-    def __init__(self, registry: Registry) -> None:
+    Args:
+        registry: open.
+        wants_keys: from the start, whatever becomes of the tenants. Else from the first tenant on:
+            whoever adds one expects that nobody goes past it, and waits for no restart.
+    """
+
+    def __init__(self, registry: Registry, *, wants_keys: bool = True) -> None:
         self._registry = registry
+        self._wants_keys = wants_keys
+        self._without_tenants = -1  # the registry's version when it was seen to have none
+        self._weights: tuple[int, dict[str, float]] = (-1, {})
         self._version = -1
         self._known: OrderedDict[bytes, Caller] = OrderedDict()
+
+    def wants_keys(self) -> bool:
+        """See `Tenants`."""
+        if not self._wants_keys and (version := self._registry.version()) != self._without_tenants:
+            self._wants_keys = bool(self._registry.tenants.tenants())
+            self._without_tenants = version
+        return self._wants_keys
+
+    def weights(self) -> Mapping[str, float]:
+        """See `Tenants`; read anew when the registry has changed."""
+        version = self._registry.version()
+        if version != self._weights[0]:
+            found = {each.name: each.weight for each in self._registry.tenants.tenants()}
+            self._weights = (version, found)
+        return self._weights[1]
 
     def known(self, secret: str) -> Caller | None:
         """The tenant of a key that was right since the registry last changed; quick."""

@@ -1,7 +1,9 @@
 """Running the application until somebody asks it to stop.
 
 The first SIGTERM (or Ctrl-C) begins to drain: what runs or waits is finished, new requests get 503,
-``/ready`` says so, and then the process ends with 0. The second one ends it at once.
+``/ready`` says so, and then the server ends. The second one, or the end of the time to drain, cuts
+what is left: each of its clients is told, accounts are written, and the server ends as after the
+first. The third one ends the process where it stands.
 """
 
 import asyncio
@@ -24,13 +26,19 @@ __all__ = ["DrainingServer", "bind", "make_server"]
 
 _LOG = logging.getLogger("ince.serve")
 _CLOSE_SECONDS = 5
+# Once what ran was cut: for the words that say so.
+_CUT_SECONDS = 1
 
 
 class Drained(Protocol):
     """What the server needs of the engine when it stops."""
 
-    def drain(self, timeout: float) -> object:
+    def drain(self, timeout: float) -> bool:
         """Finish what there is, refuse what comes; True when all was finished."""
+        ...
+
+    def close(self) -> None:
+        """End what there is; its requests fail."""
         ...
 
 
@@ -45,6 +53,10 @@ class DrainingServer(uvicorn.Server):
         self._engine = engine
         self._seconds = seconds
         self._drain: asyncio.Task[None] | None = None
+        self._cut: asyncio.Task[None] | None = None
+        self._is_hurried = False
+        self.has_cut = False
+        """Requests were ended that had not finished."""
         self.on_ready: Callable[[], None] | None = None
         """Called once, when requests are taken."""
 
@@ -55,13 +67,18 @@ class DrainingServer(uvicorn.Server):
             self.on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Begin to drain; the second time, end."""
-        if self._service.is_draining:
-            # Whoever asks twice does not want to wait for threads and answers.
+        """Begin to drain; the second time, cut what is left; the third time, be gone."""
+        name = signal.Signals(sig).name
+        if self._is_hurried:
+            # Whoever asks three times does not want to wait for threads and answers.
             sys.stderr.flush()
             os._exit(1)
-        _LOG.warning("%s: finishing what runs, then stopping", signal.Signals(sig).name)
-        self.begin_to_drain()
+        if self._service.is_draining:
+            _LOG.warning("%s again: ending what runs", name)
+            self._is_hurried = True
+        else:
+            _LOG.warning("%s: finishing what runs, then stopping", name)
+            self.begin_to_drain()
 
     def begin_to_drain(self) -> None:
         """Take no new requests, and stop when the last one has its answer."""
@@ -72,14 +89,25 @@ class DrainingServer(uvicorn.Server):
         """Called ten times a second."""
         if self._service.is_draining and self._drain is None:
             self._drain = asyncio.create_task(self._finish())
+        if self._is_hurried and self._cut is None:
+            self._cut = asyncio.create_task(self._cut_off())
         return await super().on_tick(counter)
 
     async def _finish(self) -> None:
         try:
-            await asyncio.to_thread(self._engine.drain, self._seconds)
+            if not await asyncio.to_thread(self._engine.drain, self._seconds):
+                _LOG.warning("the time to finish is over: ending what runs")
+                await self._cut_off()
+            elif self._cut is not None:
+                await self._cut
         except Exception:
             _LOG.exception("the engine could not be drained")
         self.should_exit = True
+
+    async def _cut_off(self) -> None:
+        self.config.timeout_graceful_shutdown = _CUT_SECONDS
+        self.has_cut = not await asyncio.to_thread(self._engine.drain, 0) or self.has_cut
+        await asyncio.to_thread(self._engine.close)
 
 
 def bind(host: str, port: int) -> socket.socket:

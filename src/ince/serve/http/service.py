@@ -74,6 +74,7 @@ class Service:
         self.token_texts = TokenTexts(self.tokenizer)
         num_tokens = self.settings.num_tokens or len(self.tokenizer)
         self.grammars = Grammars(self.tokenizer, num_tokens)
+        self._weights: dict[str, float] = {}
 
     def resolve(self, caller: Caller, model: str) -> str | None:
         """The digest that a name means now; None for the base.
@@ -202,6 +203,15 @@ class Service:
             if state == "disk":
                 self.loader.prefetch(digest)  # evicted again before we looked
             await asyncio.sleep(_POLL_SECONDS)
+
+    async def follow_weights(self) -> None:
+        """Let the engine know when tenants' weights have changed."""
+        if self.tenants is None:
+            return
+        weights = dict(await asyncio.to_thread(self.tenants.weights))
+        if weights != self._weights:
+            self.engine.set_tenant_weights(weights)
+            self._weights = weights
 
     async def write_usage(self) -> None:
         """Write down what tenants used since the last time."""

@@ -1,10 +1,10 @@
 """Who asks, what they may use, and how much: the view of tenants that the routes have.
 
 `ince.registry` keeps tenants and keys; a server without keys has one caller who may do all,
-which is why it only listens on a loopback address.
+which is why it only listens on a loopback address. From the first tenant on it wants keys.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +47,14 @@ class Tenants(Protocol):
 
     def known(self, secret: str) -> Caller | None:
         """The same for a key that was right lately, at once; None says nothing. On the loop."""
+        ...
+
+    def wants_keys(self) -> bool:
+        """Whether a request needs a key; once it did, it does. Quick: on the loop."""
+        ...
+
+    def weights(self) -> Mapping[str, float]:
+        """Each tenant's share of the work where they compete; 1 of who is not in it."""
         ...
 
     def record_usage(self, used: Sequence[Usage]) -> None:

@@ -69,6 +69,26 @@ def test_a_tenant_without_a_row_is_computed_in_the_next_step(simulation):
     assert len(server.done) == 61
 
 
+def test_a_weight_that_changes_holds_for_those_who_wait_already(simulation):
+    server = simulation(num_blocks=200, max_batch_tokens=40, max_running=8)
+    for tenant in "ab" * 200:
+        server.add([1] * 4, max_tokens=4, tenant=tenant)
+
+    def share_of_a(steps):
+        before = len(server.done)
+        for _ in range(steps):
+            server.step()
+        done = [sequence.tenant for sequence in server.done[before:]]
+        return done.count("a") / len(done)
+
+    assert 0.4 < share_of_a(30) < 0.6
+    server.scheduler.counters.set_weights({"a": 3.0})
+    assert 0.65 < share_of_a(60) < 0.85
+    with pytest.raises(InputError, match="weight is out of range"):
+        server.scheduler.counters.set_weights({"a": 0.0, "b": 9.0})
+    assert server.scheduler.counters.weight("a") == 3.0
+
+
 def test_being_away_saves_up_no_credit():
     counters = TenantCounters()
     counters.arrives("a")

@@ -37,6 +37,8 @@ class FakeEngine:
         self.failure = None
         self.num_running = 0
         self.draining = False
+        self.closed = threading.Event()
+        self.weights = {}
         self.lock = threading.Lock()
 
     def submit(self, request, listener):
@@ -84,6 +86,9 @@ class FakeEngine:
             self.go.wait(10)
             if self.token_seconds:
                 stop.wait(self.token_seconds)
+            if self.closed.is_set():
+                listener(Failed(DrainingError("the engine is closed")))
+                return
             if stop.is_set():
                 reason, count = "cancelled", count - 1
                 break
@@ -115,6 +120,14 @@ class FakeEngine:
         while self.num_running and time.monotonic() < until:
             time.sleep(0.01)
         return not self.num_running
+
+    def close(self):
+        self.draining = True
+        self.closed.set()
+        self.go.set()
+
+    def set_tenant_weights(self, weights):
+        self.weights = dict(weights)
 
     def stats(self):
         return SimpleNamespace(
@@ -166,6 +179,12 @@ class FakeTenants:
 
     def known(self, secret):
         return None
+
+    def wants_keys(self):
+        return True
+
+    def weights(self):
+        return {}
 
     def record_usage(self, used):
         for each in used:

@@ -272,7 +272,7 @@ def test_requests_at_once(serve, engine, fakes):
 
 
 def test_what_was_used_is_written_down(serve, engine, monkeypatch, fakes):
-    monkeypatch.setattr("ince.serve.http.app._USAGE_SECONDS", 0.05)
+    monkeypatch.setattr("ince.serve.http.app._TENANT_SECONDS", 0.05)
     tenants = fakes.Tenants(key=Caller("acme"))
     http = serve(tenants=tenants).http
     key = {"authorization": "Bearer key"}
