@@ -84,8 +84,9 @@ class ContentStore:
 
         Raises:
             InputError: no such folder.
-            AdapterError: not an adapter, pickles, links out of the folder, weights that are
-                not finite, another base than the folder says, too large.
+            AdapterError: not an adapter, pickles, links out of the folder (but to the blobs of
+                the same repository in the Hugging Face cache), weights that are not finite,
+                another base than the folder says, too large.
             ConfigError: options that ince does not build.
             CorruptFileError: a file is cut off or garbled.
             DiskFullError: nothing half-written is left.
@@ -201,12 +202,13 @@ def _copy_file(source: Path, name: str, target: Path, limit: int | None) -> None
 
     path = source / name
     try:
-        real = path.resolve(strict=True)
-        if not real.is_relative_to(source.resolve()):
+        real, folder = path.resolve(strict=True), source.resolve()
+        if not real.is_relative_to(folder) and real.parent != _hub_blobs(folder):
             raise AdapterError(
                 "a file of the adapter is a link that leads out of its folder",
                 where=path,
                 got=f"a link to {real}",
+                expected="a file, or a link of the Hugging Face cache to its own blobs",
                 do="copy the folder with its links followed, and put the copy: cp -rL",
             )
         # Opened without waiting: a pipe of this name must not hold the command.
@@ -233,6 +235,19 @@ def _copy_file(source: Path, name: str, target: Path, limit: int | None) -> None
                         else "raise the quota: ince registry tenant change --max-bytes",
                     )
                 writer.write(chunk)
+
+
+def _hub_blobs(folder: Path) -> Path | None:
+    """Where the files of a snapshot in the Hugging Face cache lie, if `folder` is in one.
+
+    models--ORG--NAME/snapshots/COMMIT/… has links to models--ORG--NAME/blobs/HASH, and nothing
+    else of the machine is to be reached through them. `folder` is resolved, and so is what is
+    compared with the answer: where blobs or one in it is a link itself, it leads elsewhere.
+    """
+    for place in folder.parents:
+        if place.name == "snapshots" and place.parent.name.startswith("models--"):
+            return place.parent / "blobs"
+    return None
 
 
 def _checked(temporary: Path, place: Path, base_digest: str | None) -> Intake:

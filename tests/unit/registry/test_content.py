@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -113,6 +114,96 @@ def test_a_link_within_the_folder_is_followed(registry, write):
     (folder / WEIGHTS).symlink_to("blobs/1")
     copy = registry.folder(registry.put(folder))
     assert not (copy / WEIGHTS).is_symlink()
+
+
+def in_hub_cache(write, cache, seed=1, name="models--org--turkish"):
+    """An adapter as `hf download` leaves it: links to blobs that are named by their hashes."""
+    files, repository = write(seed), cache / name
+    snapshot = repository / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, file in enumerate((CONFIG, WEIGHTS)):
+        (files / file).rename(repository / "blobs" / f"{number:064x}")
+        (snapshot / file).symlink_to(f"../../blobs/{number:064x}")
+    return snapshot
+
+
+def test_a_snapshot_of_the_hub_cache_is_taken_by_content(registry, write, tmp_path):
+    plain = adapter_digest(write(1))
+    snapshot = in_hub_cache(write, tmp_path / "hub")
+    (tmp_path / "link").symlink_to(tmp_path / "hub")
+    digest = registry.put(snapshot)
+    assert (
+        digest == plain == registry.put(tmp_path / "link" / snapshot.relative_to(tmp_path / "hub"))
+    )
+    assert not any(path.is_symlink() for path in registry.folder(digest).iterdir())
+    shutil.rmtree(tmp_path / "hub")
+    assert adapter_digest(registry.folder(digest)) == digest
+
+
+def test_an_adapter_in_a_subfolder_of_a_snapshot_is_taken(registry, write, tmp_path):
+    snapshot = in_hub_cache(write, tmp_path)
+    inside = snapshot / "checkpoint-7"
+    inside.mkdir()
+    for file in (CONFIG, WEIGHTS):
+        (inside / file).symlink_to(Path("..") / (snapshot / file).readlink())
+    assert registry.put(inside) == registry.put(snapshot)
+
+
+def to_another_repository(snapshot, write, cache):
+    other = in_hub_cache(write, cache, 2, "models--org--secret")
+    (snapshot / WEIGHTS).symlink_to((other / WEIGHTS).resolve())
+
+
+def to_beside_the_blobs(snapshot, write, cache):
+    write(2).joinpath(WEIGHTS).rename(snapshot.parents[1] / "refs")
+    (snapshot / WEIGHTS).symlink_to("../../blobs/../refs")
+
+
+def to_beneath_the_blobs(snapshot, write, cache):
+    shutil.move(write(2), snapshot.parents[1] / "blobs" / "more")
+    (snapshot / WEIGHTS).symlink_to(f"../../blobs/more/{WEIGHTS}")
+
+
+def to_a_blob_that_leads_on(snapshot, write, cache):
+    (snapshot.parents[1] / "blobs" / "x").symlink_to(write(2) / WEIGHTS)
+    (snapshot / WEIGHTS).symlink_to("../../blobs/x")
+
+
+def to_blobs_that_lead_on(snapshot, write, cache):
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.rename(cache / "elsewhere")
+    blobs.symlink_to(cache / "elsewhere")
+    (snapshot / WEIGHTS).symlink_to(f"../../blobs/{1:064x}")
+
+
+def in_no_repository(snapshot, write, cache):
+    (snapshot / WEIGHTS).symlink_to(f"../../blobs/{1:064x}")
+    snapshot.parents[1].rename(cache / "not-a-model")
+
+
+@pytest.mark.parametrize(
+    "lead",
+    [
+        to_another_repository,
+        to_beside_the_blobs,
+        to_beneath_the_blobs,
+        to_a_blob_that_leads_on,
+        to_blobs_that_lead_on,
+        in_no_repository,
+    ],
+)
+def test_links_of_a_snapshot_lead_to_its_own_blobs_and_nowhere_else(
+    registry, write, tmp_path, lead
+):
+    snapshot = in_hub_cache(write, tmp_path)
+    (snapshot / WEIGHTS).unlink()
+    lead(snapshot, write, tmp_path)
+    (place,) = tmp_path.glob("*/snapshots/*") if lead is in_no_repository else [snapshot]
+    assert (place / WEIGHTS).is_file()
+    with pytest.raises(AdapterError, match="a link that leads out of its folder"):
+        registry.put(place, name="a")
+    assert registry.entries() == []
 
 
 def test_what_changes_after_it_was_put_changes_nothing_here(registry, write):
