@@ -290,7 +290,6 @@ def serve(
         name_shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
         shown = f"http://{name_shown}:{socket.getsockname()[1]}"
 
-
         def say_ready() -> None:
             ready.set()
             _say_ready(shown, console, base_name, as_json=as_json)

@@ -5,6 +5,7 @@ Messages of ince's own errors are shown where the caller's input is at fault; wh
 inside is logged and shown as an internal error, without detail.
 """
 
+import errno
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -114,6 +115,9 @@ def api_error(error: BaseException) -> ApiError:
         return ApiError(400, str(error), code="invalid_value")
     if isinstance(error, DiskFullError):
         return ApiError(507, error.what, type="server_error", code="disk_full")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        _LOG.error("the disk is full", exc_info=error)
+        return ApiError(507, "The disk is full.", type="server_error", code="disk_full")
     if isinstance(error, InceError):
         _LOG.error("a request failed: %s", error)
         return ApiError(500, error.what, type="server_error", code="failed")

@@ -1,6 +1,7 @@
 """Adapters come, change their meaning and go while the server runs; nothing gets in sideways."""
 
 import base64
+import errno
 import json
 
 import pytest
@@ -185,6 +186,24 @@ def test_an_upload_is_there_at_once_and_next_time(server, engine, adapters):
     cut = body | {"name": "cut", "weights": body["weights"][:200]}
     assert server.http.post("/v1/adapters/upload", json=cut).status_code in (400, 500)
     assert ask(server, "cut").status_code == 404
+
+
+def test_a_full_disk_is_said_and_nothing_is_left(server, engine, adapters, monkeypatch, tmp_path):
+    body = uploaded(adapters, "team/three") | {"name": "one"}
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    answer = server.http.post("/v1/adapters/upload", json=body)
+    assert answer.status_code == 507
+    assert answer.json()["error"]["code"] == "disk_full"
+    assert list((tmp_path / "temporary").iterdir()) == []
+    monkeypatch.undo()
+    assert ask(server, "one").status_code == 200
+    assert engine.requests[-1].adapter == adapter_digest(adapters / "one")
 
 
 def test_only_an_administrator_may_send_a_large_body(serve, fakes):

@@ -1,6 +1,8 @@
 """What the server says of itself: its OpenAPI document, its metrics, its readiness."""
 
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -73,14 +75,27 @@ def test_tokens_there_and_back(serve):
     assert http.post("/tokenize", json={"prompt": "a", "messages": []}).status_code == 400
 
 
-def test_a_megabyte_is_tokenized_while_others_are_answered(serve):
-    http = serve().http
-    answer = http.post("/tokenize", json={"prompt": "word " * 200_000}, timeout=60)
-    assert answer.json()["count"] > 200_000
+def test_a_megabyte_is_tokenized_while_others_are_answered(serve, small_tokenizer):
+    begun, answered = threading.Event(), threading.Event()
+
+    def tokenize(text, **options):
+        begun.set()
+        assert answered.wait(20), "the loop waits for the tokenizer"
+        return small_tokenizer(text, **options)
+
+    server = serve()
+    server.service.prompts._tokenizer = tokenize
     long = {"model": "tiny", "prompt": "word " * 200_000}
-    refused = http.post("/v1/completions", json=long, timeout=60)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.http.post, "/v1/completions", json=long, timeout=60)
+        assert begun.wait(20)
+        assert server.http.get("/health").status_code == 200
+        answered.set()
+        refused = asked.result()
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "context_length_exceeded"
+    counted = server.http.post("/tokenize", json={"prompt": "word " * 200_000}, timeout=60)
+    assert counted.json()["count"] > 200_000
 
 
 def ask_as_allowed(operation, url):

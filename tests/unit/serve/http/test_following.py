@@ -1,4 +1,4 @@
-"""What an administrator changes in the registry holds for the server that runs, without a restart."""
+"""What an administrator changes in the registry holds for a running server, at once."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""How the server stops: it finishes, is told to hurry, and says to everybody what became of theirs."""
+"""How the server stops: it finishes, may be told to hurry, and says what became of whose."""
 
 import json
 import signal

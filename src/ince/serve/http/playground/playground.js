@@ -54,6 +54,7 @@ async function readModels() {
   tell(`${base ? base.id : "no base"}, ${adapters} ${adapters === 1 ? "adapter" : "adapters"}`);
   columns.forEach(offerModels);
   if (!columns.length) addColumn();
+  offerColumn();
 }
 
 // Events of a stream, one object each. A network packet may end anywhere, in a letter too.
@@ -103,6 +104,10 @@ function addColumn() {
   section.querySelector(".remove").addEventListener("click", () => removeColumn(column));
   columns.push(column);
   at("columns").append(section);
+  offerColumn();
+}
+
+function offerColumn() {
   at("compare").disabled = columns.length >= MOST_COLUMNS || columns.length >= models.length;
 }
 
@@ -111,7 +116,7 @@ function removeColumn(column) {
   columns.splice(columns.indexOf(column), 1);
   column.stop?.abort();
   column.section.remove();
-  at("compare").disabled = false;
+  offerColumn();
   at("prompt").focus();
 }
 
