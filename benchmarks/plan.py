@@ -183,7 +183,8 @@ def measured(arguments, place):
         if arguments.forget and kept.is_dir():
             shutil.rmtree(cache / "plan", ignore_errors=True)
             shutil.copytree(kept, cache / "plan")
-        found = run_one(spec, models[shape], cache)
+        train = {**spec.get("train", {}), "compact_heap": arguments.compact_heap}
+        found = run_one({**spec, "train": train}, models[shape], cache)
         if spec is FIRST:
             shutil.copytree(cache / "plan", kept)
         yield spec["name"], found
@@ -299,6 +300,7 @@ def parsed():
     parser.add_argument("--forget", action="store_true", help="learn from the first run alone")
     parser.add_argument("--table", type=Path, help="print the figures of such a file, and leave")
     parser.add_argument("--replan", action="store_true", help="by today's formulas, with --table")
+    parser.add_argument("--compact-heap", action="store_true", help="with train.compact_heap")
     parser.add_argument("--quick", action="store_true", help="a tiny model: does it work?")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     return parser.parse_args()

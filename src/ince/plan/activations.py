@@ -21,7 +21,7 @@ from ince.plan.adapters import Factors, factors_of
 from ince.plan.setup import Setup
 from ince.plan.shape import Shape
 
-__all__ = ["LayerBytes", "layer_bytes", "logit_bytes"]
+__all__ = ["LayerBytes", "layer_bytes", "logit_bytes", "logit_chunk"]
 
 # As `ince.train.linear_cross_entropy` cuts them.
 _CHUNK_BYTES = 32 * 2**20
@@ -85,7 +85,7 @@ def _fullest_layer(shape: Shape, setup: Setup) -> list[Factors]:
     return max(by_layer.values(), key=lambda layer: sum(each.r for each in layer), default=[])
 
 
-def _logit_chunk(shape: Shape, setup: Setup) -> int:
+def logit_chunk(shape: Shape, setup: Setup) -> int:
     """Of the logits that are there at once where the head is frozen."""
     row = shape.vocabulary * setup.value_bytes
     return min(max(_LEAST_ROWS, _CHUNK_BYTES // row), setup.num_learnt) * row
@@ -103,6 +103,6 @@ def logit_bytes(shape: Shape, setup: Setup) -> tuple[int, int]:
         # float32 at once, probabilities and two gradients.
         logits = setup.num_learnt * shape.vocabulary * 4
         return 3 * logits + hidden, logits + hidden
-    chunk = _logit_chunk(shape, setup)
+    chunk = logit_chunk(shape, setup)
     head = shape.vocabulary * shape.hidden * size if setup.quantize_head else 0
     return chunk + head + 2 * hidden, hidden

@@ -15,7 +15,7 @@ products are worked in. So six moments are looked at, and the largest is the pea
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ince.plan.activations import layer_bytes, logit_bytes
+from ince.plan.activations import LayerBytes, layer_bytes, logit_bytes, logit_chunk
 from ince.plan.setup import Setup
 from ince.plan.shape import Shape
 from ince.plan.weights import held_moments, weight_parts
@@ -47,8 +47,14 @@ COMPONENTS: Mapping[str, str] = {
 
 _GPU_FRAMEWORK_BYTES = 600 * 2**20
 _CPU_FRAMEWORK_BYTES = 510 * 2**20
-# Buffers of libraries, and small objects, that a process's first step makes: measured.
-_CPU_FIRST_USE_BYTES = 16 * 2**20
+# Buffers of libraries, and small objects, that a process's first step makes: measured, with blocks
+# of activations in the heap and apart from it.
+_CPU_FIRST_USE_BYTES = 64 * 2**20
+_COMPACT_FIRST_USE_BYTES = 16 * 2**20
+# glibc maps what is as large as this apart from its heap, where it leaves no hole.
+_MAPPED_BYTES = 32 * 2**20
+# Of a byte of small tensors that stay from step to step, what goes into holes: measured.
+_INTO_HOLES = 0.6
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,12 @@ class Overheads:
     source: str
 
     @classmethod
-    def assumed(cls, *, on_cpu: bool) -> "Overheads":
+    def assumed(cls, *, on_cpu: bool, compact_heap: bool = False) -> "Overheads":
         """Where no run has been measured on the device yet."""
         source = "assumed: no run on such a device has been measured here yet"
         if on_cpu:
-            return cls(_CPU_FRAMEWORK_BYTES, _CPU_FIRST_USE_BYTES, 0.02, source)
+            first_use = _COMPACT_FIRST_USE_BYTES if compact_heap else _CPU_FIRST_USE_BYTES
+            return cls(_CPU_FRAMEWORK_BYTES, first_use, 0.02, source)
         return cls(_GPU_FRAMEWORK_BYTES, 0, 0.04, source)
 
     @classmethod
@@ -144,7 +151,7 @@ def plan_memory(shape: Shape, setup: Setup, overheads: Overheads | None = None) 
         overheads: of the device; None: those assumed.
     """
     if overheads is None:
-        overheads = Overheads.assumed(on_cpu=setup.on_cpu)
+        overheads = Overheads.assumed(on_cpu=setup.on_cpu, compact_heap=setup.has_compact_heap)
     held, below = _held(shape, setup)
     layer = layer_bytes(shape, setup)
     loss, loss_kept = logit_bytes(shape, setup)
@@ -157,6 +164,8 @@ def plan_memory(shape: Shape, setup: Setup, overheads: Overheads | None = None) 
     gathered = _gathered(shape, setup)
     expanded = max(layer.expanded, gathered)
     recomputed = 0 if setup.activations == "keep" else layer.kept
+    in_heap = setup.on_cpu and not setup.has_compact_heap
+    holes = _holes(shape, setup, layer, held["moments"]) if in_heap else 0
     first_kept = layer.input + recomputed if recomputed else layer.kept
     moments = (
         ("loaded", {}),
@@ -166,9 +175,10 @@ def plan_memory(shape: Shape, setup: Setup, overheads: Overheads | None = None) 
                 "activations": kept + recomputed,
                 "work": stream + setup.num_tokens * shape.mlp * setup.value_bytes,
                 "dequantization": min(expanded, _SLAB_BYTES) if setup.on_cpu else expanded,
+                "holes": holes,
             },
         ),
-        ("loss", {"activations": kept + stream, "logits": loss}),
+        ("loss", {"activations": kept + stream, "logits": loss, "holes": holes}),
         (
             "backward, last",
             {
@@ -177,15 +187,18 @@ def plan_memory(shape: Shape, setup: Setup, overheads: Overheads | None = None) 
                 "work": layer.work,
                 "dequantization": expanded,
                 "gradients": of_layer,
+                "holes": holes,
             },
         ),
         (
             "backward, first",
             {
-                "activations": first_kept,
+                # A processor's heap has kept the room of those before.
+                "activations": kept + recomputed if recomputed and in_heap else first_kept,
                 "work": layer.work,
                 "dequantization": expanded,
                 "gradients": gradients,
+                "holes": holes,
             },
         ),
         ("update", {"gradients": gradients, "work": _update_work(shape, setup, gradients)}),
@@ -222,15 +235,39 @@ def fill_pages(
 def _moment(
     name: str, held: Mapping[str, int], parts: Mapping[str, int], overheads: Overheads
 ) -> Moment:
+    holes = parts.get("holes", 0)
     moving = sum(parts.values()) + held.get("moments", 0)
     all_parts = {
         **held,
         **parts,
-        "fragmentation": round(moving * overheads.fragmentation),
+        "fragmentation": holes + round((moving - holes) * overheads.fragmentation),
         "first_use": overheads.first_use_bytes if parts else 0,
         "framework": overheads.framework_bytes,
     }
     return Moment(name, {key: all_parts[key] for key in COMPONENTS if all_parts.get(key)})
+
+
+def _holes(shape: Shape, setup: Setup, layer: LayerBytes, moments: int) -> int:
+    """What a processor's heap has between tensors when most is held.
+
+    Up to glibc 2.37 an aligned block asks for a little more than its size, so that the hole that a
+    tensor leaves is too small for the next of that size. Traced block by block, the heap grows by
+    each temporary that is freed under something that stays: in every layer by the product h of a
+    feed-forward block's gate and up, which the block's output lies above; by a second part of the
+    logits; and by what the first backward works in, about a layer. Two weights that are expanded
+    from four bits are left under a layer's tensors as well, whose own then go into those holes, as
+    far as there are enough of them. Moments, small and made later, go into some of it all.
+    `Setup.has_compact_heap` has none of this.
+    """
+    product = setup.num_tokens * shape.mlp * setup.value_bytes
+    holes = layer.kept
+    if setup.method != "full":
+        # Larger ones are mapped and leave none; counted all the same, so that more is never less.
+        holes += shape.num_layers * min(product, _MAPPED_BYTES)
+    if setup.activations == "keep" and 0 < layer.expanded < 2 * _MAPPED_BYTES:
+        holes += shape.num_layers * max(0, layer.expanded - layer.kept)
+    holes += logit_chunk(shape, setup)
+    return max(0, holes - round(_INTO_HOLES * moments))
 
 
 def _held(shape: Shape, setup: Setup) -> tuple[dict[str, int], dict[str, int]]:

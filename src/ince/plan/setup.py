@@ -60,6 +60,7 @@ class Setup:
         has_dropout: adapters drop some of their inputs.
         num_devices: over which everything is sharded.
         on_cpu: products and allocator of a processor.
+        has_compact_heap: large blocks lie apart from its heap (`train.compact_heap`).
     """
 
     method: Method = "qlora"
@@ -88,6 +89,7 @@ class Setup:
     has_dropout: bool = False
     num_devices: int = 1
     on_cpu: bool = False
+    has_compact_heap: bool = False
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:

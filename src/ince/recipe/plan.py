@@ -110,6 +110,7 @@ def setup_of_recipe(recipe: Recipe, shape: Shape, *, device: str) -> Setup:
         has_average=recipe.train.ema_decay is not None,
         has_dropout=recipe.lora.dropout > 0,
         on_cpu=on_cpu,
+        has_compact_heap=recipe.train.compact_heap,
     )
 
 

@@ -7,7 +7,7 @@ consists of, and what a step does, is in `ince.train.run`.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,7 +134,7 @@ def train(
             do="name them in data.eval, or leave train.early_stopping out",
         )
     with (
-        blocks_apart(),
+        blocks_apart() if config.compact_heap else nullcontext(),
         closing(run),
         # Before the checkpoint is put back: which forwards are ours is found out with numbers,
         # and they must be the same ones in every sitting.

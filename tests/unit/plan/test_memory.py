@@ -118,3 +118,19 @@ def test_pages_that_may_stay_give_way_to_the_limit():
 def test_a_setup_that_cannot_be_is_refused(changes):
     with pytest.raises(InputError):
         Setup(**changes)
+
+
+def test_a_compact_heap_has_no_holes_to_count():
+    shape = KNOWN_SHAPES["SmolLM2-135M"]
+    setup = Setup(length=512, value_bytes=4, on_cpu=True)
+    compact = setup.with_changes(has_compact_heap=True)
+    plain, without = plan_memory(shape, setup).peak, plan_memory(shape, compact).peak
+    # Tensors are the same; what lies between them is a share that any allocator has.
+    for part in ("weights", "adapters", "activations"):
+        assert plain.parts.get(part) == without.parts.get(part)
+    moving = without.total - without.parts["fragmentation"]
+    assert without.parts["fragmentation"] < 0.02 * moving
+    assert plain.parts["fragmentation"] > 5 * without.parts["fragmentation"]
+    # On a GPU there is no such heap.
+    gpu = setup.with_changes(on_cpu=False)
+    assert plan_memory(shape, gpu) == plan_memory(shape, gpu.with_changes(has_compact_heap=True))

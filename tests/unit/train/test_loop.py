@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from ince import heap
 from ince.errors import ConfigError, CorruptFileError, InterruptedRunError, TrainingError
 from ince.train import TrainConfig, train
 from ince.train.checkpoint import latest_checkpoint
@@ -23,6 +24,17 @@ def test_it_learns_and_says_what_it_did(tmp_path, small_run):
     assert lines[-1]["target_tokens"] == result.num_targets
     assert lines[-1]["tokens"] == result.num_tokens
     assert watcher.begun == (0, result.steps)
+
+
+def test_the_heap_is_compact_while_it_trains_if_it_is_asked_for(tmp_path, small_run, monkeypatch):
+    said = []
+    monkeypatch.setattr(heap, "_mallopt", lambda: lambda *option: said.append(option))
+    plain, _ = small_run(tmp_path / "plain", epochs=1)
+    assert said == []
+    compact, _ = small_run(tmp_path / "compact", epochs=1, compact_heap=True)
+    assert [option for option, _ in said] == [-3, -3]
+    before, after = small_run.trained(plain), small_run.trained(compact)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("at", [4, 7])
