@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx2 as httpx
 import openai
@@ -22,6 +23,7 @@ import torch
 from ince.infer import generate
 from ince.lora import LoraConfig, PeftModel, get_peft_model
 from ince.models import load_model
+from ince.registry import Registry
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -261,6 +263,94 @@ def test_sigterm_under_load_finishes_and_ends_with_zero(model_folder):
             json.loads(rest[-4].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
         )
         assert process.wait(30) == 0
+
+
+def test_a_second_signal_cuts_what_runs_and_ends_with_one(model_folder):
+    with serving(model_folder, "--name", "base") as (process, url):
+        with httpx.Client(trust_env=False, timeout=60) as http:
+            asked = {"model": "base", "prompt": "one", "max_tokens": 480, "ignore_eos": True}
+            more = {"n": 32, "stream": True}
+            with http.stream("POST", url + "/v1/completions", json=asked | more) as response:
+                lines = response.iter_lines()
+                next(lines)
+                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGINT)
+                rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "draining"
+        assert process.wait(30) == 1
+        assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
+def test_a_signal_while_starting_ends_without_an_error(model_folder, sent):
+    command = [sys.executable, "-m", "ince.cli", "serve", str(model_folder), *REST]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        until = time.monotonic() + 120
+        while True:  # until it catches SIGTERM
+            caught = re.search(r"SigCgt:\s*(\w+)", status.read_text())
+            if caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1:
+                break
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert out == b""
+        assert b"stopped before anybody was served" in err
+        assert b"Traceback" not in err
+
+
+def metric(url, name, key=None):
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    text = httpx.get(url + "/metrics", headers=headers, trust_env=False).text
+    return float(re.search(rf"^{name} (\S+)$", text, re.MULTILINE)[1])
+
+
+def test_what_exceeds_the_cache_is_refused_before_it_starts(model_folder):
+    # 2 layers of 2 heads of 8, keys and values, 4 bytes: a block of 16 is 4 KiB.
+    with serving(model_folder, "--name", "base", "--kv-memory", "48KiB") as (_, url):
+        asked = {"model": "base", "prompt": "one", "ignore_eos": True}
+        for most, status in ((300, 400), (100, 200)):
+            body = asked | {"max_tokens": most}
+            found = httpx.post(url + "/v1/completions", json=body, trust_env=False, timeout=60)
+            assert found.status_code == status, found.text
+        assert 100 <= metric(url, "ince_engine_tokens_total") < 120
+
+
+def test_killed_while_it_serves_it_comes_back_with_what_names_meant(
+    model_folder, adapters, tmp_path
+):
+    with Registry(tmp_path / "registry", create=True) as registry:
+        registry.put(adapters / "a1", name="legal")
+        second = registry.put(adapters / "a2", name="legal")
+        registry.tenants.add_tenant("boss", is_admin=True)
+        key = registry.tenants.add_key("boss")
+    head = {"authorization": f"Bearer {key}"}
+    body = {"model": "legal", "prompt": "one", "max_tokens": 400, "ignore_eos": True}
+    options = ("--name", "base", "--registry", tmp_path / "registry")
+    with (
+        serving(model_folder, *options) as (process, url),
+        httpx.Client(trust_env=False, timeout=60, headers=head) as http,
+        http.stream("POST", url + "/v1/completions", json=body | {"stream": True}) as response,
+    ):
+        next(response.iter_lines())
+        back = http.post(url + "/v1/adapters/rollback", json={"name": "legal"})
+        first = back.json()["digest"]
+        assert first != second
+        process.kill()
+        process.wait(20)
+    with Registry(tmp_path / "registry") as registry:
+        assert registry.verify().problems == ()
+        assert registry.resolve("legal") == first
+    with (
+        serving(model_folder, *options) as (_, url),
+        httpx.Client(trust_env=False, timeout=60, headers=head) as http,
+    ):
+        found = {each["id"]: each["root"] for each in http.get(url + "/v1/models").json()["data"]}
+        assert found["legal"] == first
+        assert http.post(url + "/v1/completions", json=body).status_code == 200
 
 
 def test_a_server_without_keys_listens_on_this_machine_alone(model_folder):

@@ -207,7 +207,8 @@ def running(app, engine):
     try:
         yield f"http://127.0.0.1:{bound.getsockname()[1]}", server
     finally:
-        engine.go.set()
+        if isinstance(engine, FakeEngine):
+            engine.go.set()
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
