@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 
 import pytest
 
@@ -110,7 +111,7 @@ def speaking(monkeypatch):
 @pytest.fixture(autouse=True)
 def _no_engine_is_left():
     yield
-    assert not [each for each in threading.enumerate() if each.name.startswith("ince-")]
+    assert not [each for each in threading.enumerate() if each.name == "ince-engine"]
 
 
 def test_what_was_said_is_remembered(command, model_folder, piped, speaking):
@@ -189,7 +190,13 @@ def test_a_signal_ends_the_answer_in_the_engine(command, model_folder, person, m
     def watched(*given, **settings):
         speaker = opened(*given, **settings)
         engines.append(speaker.engine)
-        answer = speaker.answer
+        answer, step = speaker.answer, speaker.engine._runner.step
+
+        def slow_step():
+            time.sleep(0.02)  # so that the signal comes before the last token
+            step()
+
+        speaker.engine._runner.step = slow_step
 
         def interrupted(*request):
             for piece in answer(*request):
@@ -202,7 +209,10 @@ def test_a_signal_ends_the_answer_in_the_engine(command, model_folder, person, m
         return speaker
 
     def read(_prompt=""):
-        seen.append(engines[0].stats())
+        until = time.monotonic() + 10
+        while (stats := engines[0].stats()).running and time.monotonic() < until:
+            time.sleep(0.01)  # it is told of an end before it is rid of it
+        seen.append(stats)
         if len(seen) == 1:
             return "Tell me"
         raise EOFError

@@ -73,6 +73,7 @@ def test_a_request_at_which_the_model_fails_fails_alone(tiny_llama, engine_of):
     assert "ValueError: poison" in str(ends[3].error)
     (end,) = submit(engine, [greedy([1, 2])])
     assert end.reason == "length"
+    assert engine.drain(10)
     assert engine.stats().kv_blocks_used == 0
 
 

@@ -18,7 +18,7 @@ def speaker(make_model, small_tokenizer):
     opened = EngineSpeaker(make_model(), small_tokenizer, has_adapters=True)
     yield opened
     opened.close()
-    assert not [each for each in threading.enumerate() if each.name.startswith("ince-")]
+    assert not [each for each in threading.enumerate() if each.name == "ince-engine"]
 
 
 def answer(speaker, conversation, adapter=None, options=SHORT):
