@@ -71,24 +71,40 @@ def _require_packages() -> None:
         ) from error
 
 
-@contextmanager
-def _ended_by_signals(console: Console) -> Iterator[threading.Event]:
-    """Until the event is set, SIGTERM and Ctrl-C end what is inside without an error.
+class _Beginning:
+    """Until somebody is served, SIGTERM and Ctrl-C end the command without an error."""
 
-    Nobody has been served by then, so nothing is lost. Afterwards a server listens to signals.
-    """
-    ready = threading.Event()
+    def __init__(self) -> None:
+        self.is_over = False
+        self._is_ended = False
+
+    def end(self, *_: object) -> None:
+        """The handler of both signals."""
+        self._is_ended = True
+        raise KeyboardInterrupt
+
+    def go_on(self) -> None:
+        """Raise what a library swallowed: many are at work meanwhile, and some catch anything."""
+        if self._is_ended:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def _ended_by_signals(console: Console) -> Iterator[_Beginning]:
+    """Nobody is served yet, so nothing is lost. Afterwards a server listens to signals."""
+    beginning = _Beginning()
     is_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if is_main else None
+    signals = (signal.SIGTERM, signal.SIGINT) if is_main else ()
+    before = {each: signal.signal(each, beginning.end) for each in signals}
     try:
-        yield ready
+        yield beginning
     except KeyboardInterrupt:
-        if ready.is_set():
+        if beginning.is_over:
             raise
         console.print("stopped before anybody was served")
     finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _log_to_stderr(*, quiet: bool) -> None:
@@ -224,7 +240,7 @@ def serve(
     console = progress_console()
     has_cut = False
     with ExitStack() as stack:
-        ready = stack.enter_context(_ended_by_signals(console))
+        beginning = stack.enter_context(_ended_by_signals(console))
         _require_packages()
         from ince.registry import Registry
         from ince.serve.http import FolderDirectory, HttpSettings, create_app
@@ -250,6 +266,7 @@ def serve(
         if registry is None:
             folder.scan()
         loaded = load_target(replace(found, compute_dtype=dtype), console, device=device)
+        beginning.go_on()
         source = folder if registry is None else registry
         running = stack.enter_context(
             opened(
@@ -291,10 +308,11 @@ def serve(
         shown = f"http://{name_shown}:{socket.getsockname()[1]}"
 
         def say_ready() -> None:
-            ready.set()
+            beginning.is_over = True
             _say_ready(shown, console, base_name, as_json=as_json)
 
         server.on_ready = say_ready
+        beginning.go_on()
         server.run(sockets=[socket])
         has_cut = server.has_cut
     return 1 if has_cut else 0
