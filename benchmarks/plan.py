@@ -238,7 +238,7 @@ def replanned(results):
         setup = setup_of_recipe(recipe, shape, device="cpu").with_changes(
             num_rows=found["num_rows"], length=found["length"], num_targets=found["num_targets"]
         )
-        overheads = learnt.overheads(on_cpu=True)
+        overheads = learnt.overheads(setup)
         memory = plan_memory(shape, setup, overheads)
         plan = RunPlan(shape, setup, memory, plan_time(shape, setup, rate))
         weights, adapters, rest, _ = (each["measured_bytes"] for each in found["components"])

@@ -24,6 +24,7 @@ from ince.errors import InceError
 from ince.files import read_json, write_json
 from ince.plan.duration import Rate
 from ince.plan.memory import Overheads
+from ince.plan.setup import Setup
 
 __all__ = ["Calibration", "RunFact", "calibration_file", "this_device"]
 
@@ -147,9 +148,9 @@ class Calibration:
             self.runs.append(fact)
             self.save()
 
-    def overheads(self, *, on_cpu: bool) -> Overheads:
+    def overheads(self, setup: Setup) -> Overheads:
         """Of earlier runs, or assumed."""
-        newest, assumed = self.runs[-_NEWEST:], Overheads.assumed(on_cpu=on_cpu)
+        newest, assumed = self.runs[-_NEWEST:], Overheads.assumed(setup)
         if not newest:
             return assumed
         # Of all together: of a small run the share is mostly chance.

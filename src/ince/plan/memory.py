@@ -74,11 +74,11 @@ class Overheads:
     source: str
 
     @classmethod
-    def assumed(cls, *, on_cpu: bool, compact_heap: bool = False) -> "Overheads":
+    def assumed(cls, setup: Setup) -> "Overheads":
         """Where no run has been measured on the device yet."""
         source = "assumed: no run on such a device has been measured here yet"
-        if on_cpu:
-            first_use = _COMPACT_FIRST_USE_BYTES if compact_heap else _CPU_FIRST_USE_BYTES
+        if setup.on_cpu:
+            first_use = _COMPACT_FIRST_USE_BYTES if setup.has_compact_heap else _CPU_FIRST_USE_BYTES
             return cls(_CPU_FRAMEWORK_BYTES, first_use, 0.02, source)
         return cls(_GPU_FRAMEWORK_BYTES, 0, 0.04, source)
 
@@ -151,7 +151,7 @@ def plan_memory(shape: Shape, setup: Setup, overheads: Overheads | None = None) 
         overheads: of the device; None: those assumed.
     """
     if overheads is None:
-        overheads = Overheads.assumed(on_cpu=setup.on_cpu, compact_heap=setup.has_compact_heap)
+        overheads = Overheads.assumed(setup)
     held, below = _held(shape, setup)
     layer = layer_bytes(shape, setup)
     loss, loss_kept = logit_bytes(shape, setup)

@@ -158,7 +158,7 @@ def _planned(session: Planned, micro_batch_tokens: int | None) -> RunPlan:
     )
     setup = setup_of_recipe(recipe, shape, device=device.type)
     calibration = Calibration.read(this_device(device.type))
-    overheads = calibration.overheads(on_cpu=setup.on_cpu)
+    overheads = calibration.overheads(setup)
     plans: list[tuple[MemoryPlan, Setup]] = []
     for group in worst_groups(steps, micro_batch_tokens):
         num_rows, length = shape_of(group)
@@ -189,7 +189,7 @@ def note_truth(session: Planned, planned: RunPlan | None, result: "TrainResult")
         planned = _planned(session, ran)
     learnt = [p for p in session.model.parameters() if p.requires_grad]
     # An accelerator's allocator does not count the context beside it: that stays as assumed.
-    context = 0 if planned.setup.on_cpu else Overheads.assumed(on_cpu=False).framework_bytes
+    context = 0 if planned.setup.on_cpu else Overheads.assumed(planned.setup).framework_bytes
     measured = Measured(
         weight_bytes=record["base"]["weight_bytes"],
         adapter_bytes=0

@@ -106,11 +106,11 @@ def _answered(shape: Shape, setup: Setup, wish: Wish, here: str | None) -> Overv
     limit, rate = wish.memory, None
     if here is not None:
         calibration = Calibration.read(this_device(here))
-        overheads = calibration.overheads(on_cpu=setup.on_cpu)
+        overheads = calibration.overheads(setup)
         rate = calibration.rate(setup.value_bytes, here)
         name = "this processor" if setup.on_cpu else "this machine's accelerator"
     else:
-        overheads = Overheads.assumed(on_cpu=False)
+        overheads = Overheads.assumed(setup.with_changes(on_cpu=False))
         name = "an accelerator"
     if wish.device is not None:
         device = find_device(wish.device)

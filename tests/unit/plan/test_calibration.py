@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from ince.plan import Setup
 from ince.plan.calibration import Calibration, RunFact, calibration_file, this_device
 
 
@@ -38,13 +39,15 @@ def test_a_rate_is_measured_once_and_kept():
 
 def test_what_runs_taught_is_used_and_said():
     found = Calibration("x", rates={"32 bits": {"flops": 1e9, "expanded": 1e9, "moved": 1e9}})
-    assert "assumed" in found.overheads(on_cpu=True).source
+    assert "assumed" in found.overheads(Setup(on_cpu=True)).source
     for measured in (1.4, 1.5, 9.0):  # one odd run decides nothing
         found.learn(fact(measured_seconds=measured))
     found = Calibration.read("x")
-    overheads = found.overheads(on_cpu=True)
+    overheads = found.overheads(Setup(on_cpu=True))
     assert (overheads.framework_bytes, round(overheads.fragmentation, 6)) == (500, 0.1)
     assert "3 earlier runs" in overheads.source
+    compact = found.overheads(Setup(on_cpu=True, has_compact_heap=True))
+    assert 0 < compact.first_use_bytes < overheads.first_use_bytes
     rate = found.rate(4, "cpu")
     assert rate.correction == 1.5
     assert "3 earlier runs" in rate.source
