@@ -60,7 +60,7 @@ class Fields:
         """A text."""
         value = self._value(column)
         if not isinstance(value, str):
-            raise self._damaged(column, self._value(column))
+            raise self._damaged(column, value)
         return value
 
     def text_or_none(self, column: str) -> str | None:
@@ -71,7 +71,7 @@ class Fields:
         """A whole number."""
         value = self._value(column)
         if not isinstance(value, int):
-            raise self._damaged(column, self._value(column))
+            raise self._damaged(column, value)
         return value
 
     def integer_or_none(self, column: str) -> int | None:
@@ -82,7 +82,7 @@ class Fields:
         """A number."""
         value = self._value(column)
         if not isinstance(value, int | float):
-            raise self._damaged(column, self._value(column))
+            raise self._damaged(column, value)
         return float(value)
 
     def json(self, column: str) -> dict[str, object]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import ince.ops.reference as reference
-from ince.ops.cpu.library import active
+from ince.ops.cpu.library import NO_MEMORY, active
 from ince.ops.cpu.tables import DTYPES
 from ince.ops.dense import DENSE_LINEAR, dense_linear_shortcut
 
@@ -14,8 +14,6 @@ __all__ = ["dense_linear"]
 
 # `ince::DenseArgs` of kernels/serving.h.
 _ARGUMENTS = struct.Struct("@11q").pack
-
-_NO_MEMORY = 2
 
 
 def _call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -48,7 +46,7 @@ def _call(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
         ),
         torch.get_num_threads(),
     )
-    if status == _NO_MEMORY:
+    if status == NO_MEMORY:
         raise MemoryError("there is no memory for a product")
     return y.view(*x.shape[:-1], num_outputs)
 

@@ -20,7 +20,7 @@ import torch
 from ince.errors import InputError, did_you_mean
 from ince.ops.backends import BackendReport, is_reference_only, reporter
 
-__all__ = ["Library", "active", "instruction_sets", "status", "use_instruction_set"]
+__all__ = ["NO_MEMORY", "Library", "active", "instruction_sets", "status", "use_instruction_set"]
 
 _LOG = logging.getLogger("ince.ops")
 
@@ -32,6 +32,9 @@ _PLACE = "INCE_CPU_LIBRARY"
 
 # Of the C interface; see ince_version in kernels/library.cpp.
 _VERSION = 2
+
+NO_MEMORY = 2
+"""What a function of serving answers that had no memory to work in, and has written nothing."""
 
 _ADDRESS, _COUNT, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 _FLOAT = ctypes.c_float

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 import ince.ops.reference as reference
-from ince.ops.cpu.library import active
+from ince.ops.cpu.library import NO_MEMORY, active
 from ince.ops.cpu.tables import DTYPES
 from ince.ops.lora_segments import (
     ADD_LORA_SEGMENTS_,
@@ -31,8 +31,6 @@ __all__ = ["add_lora_segments_"]
 # `ince::SegmentArgs` and `ince::AdapterBlock` of kernels/serving.h.
 _ARGUMENTS = struct.Struct("@12q").pack
 _ADAPTER_BLOCK = struct.Struct("@3q").pack
-
-_NO_MEMORY = 2
 
 
 class _Adapters:
@@ -115,7 +113,7 @@ def _call(y: Tensor, x: Tensor, blocks: Sequence[Tensor], layout: Tensor) -> boo
         ),
         torch.get_num_threads(),
     )
-    if status == _NO_MEMORY:
+    if status == NO_MEMORY:
         raise MemoryError("there is no memory for the products of adapters")
     return status == 0
 

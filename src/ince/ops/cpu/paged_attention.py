@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import ince.ops.reference as reference
-from ince.ops.cpu.library import active
+from ince.ops.cpu.library import NO_MEMORY, active
 from ince.ops.cpu.tables import DTYPES
 from ince.ops.paged_attention import PAGED_ATTENTION
 from ince.ops.write_kv import WRITE_KV_
@@ -21,8 +21,6 @@ __all__ = ["paged_attention", "write_kv_"]
 # `ince::PagedArgs` and `ince::WriteArgs` of kernels/serving.h.
 _PAGED_ARGUMENTS = struct.Struct("@3q3q7q6q2d").pack
 _WRITE_ARGUMENTS = struct.Struct("@14q").pack
-
-_NO_MEMORY = 2
 
 
 @PAGED_ATTENTION.backend("cpu")
@@ -73,7 +71,7 @@ def paged_attention(
         ),
         torch.get_num_threads(),
     )
-    if status == _NO_MEMORY:
+    if status == NO_MEMORY:
         raise MemoryError("there is no memory for the sums of attention")
     # What is wrong with the tables, the reference says.
     return reference.paged_attention(*args) if status else out

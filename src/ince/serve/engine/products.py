@@ -33,14 +33,13 @@ def few_row_products(model: nn.Module) -> Iterator[None]:
     """
     changed: list[nn.Module] = []
     if instruction_sets():
-        emulated = native_dtype("cpu") == torch.float32
+        dtypes = {torch.float32}
+        if native_dtype("cpu") == torch.float32:
+            dtypes |= {torch.bfloat16, torch.float16}
         for module in model.modules():
             if type(module) is not nn.Linear or "forward" in vars(module):
                 continue
-            weight = module.weight
-            if not weight.is_cpu or not (weight.dtype == torch.float32 or emulated):
-                continue
-            if weight.dtype in (torch.float32, torch.bfloat16, torch.float16):
+            if module.weight.is_cpu and module.weight.dtype in dtypes:
                 # Read at every call: a parameter may be exchanged, or moved.
                 vars(module)["forward"] = _forward_of(module)
                 changed.append(module)

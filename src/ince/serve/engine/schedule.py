@@ -236,9 +236,13 @@ class Scheduler:
                 break
             if sequence.stage is not Stage.RUNNING:  # it gave its blocks to an older one
                 continue
-            count = room.most_for(sequence)
-            if count and self._grow(sequence, sequence.num_computed + count, room):
-                room.take(sequence, count)
+            self._give_room(sequence, room)
+
+    def _give_room(self, sequence: SequenceState, room: _Room) -> None:
+        """As many of its tokens as there is room for, if there are blocks for them."""
+        count = room.most_for(sequence)
+        if count and self._grow(sequence, sequence.num_computed + count, room):
+            room.take(sequence, count)
 
     def _in_order(self) -> tuple[list[SequenceState], list[SequenceState]]:
         """The running: those that decode, and those that read, of whom was given least first."""
@@ -281,9 +285,7 @@ class Scheduler:
                     self.working_set.give_back(sequence)
                     return
                 self._start(sequence, found, plan)
-                count = room.most_for(sequence)
-                if count and self._grow(sequence, sequence.num_computed + count, room):
-                    room.take(sequence, count)
+                self._give_room(sequence, room)
                 promised += num_blocks_of(len(sequence.tokens)) - len(sequence.blocks)
                 if not room.num_tokens or len(self.running) == self.max_running:
                     return
