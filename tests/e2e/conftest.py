@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -53,3 +54,13 @@ def browser():
     if found is None:
         pytest.skip("no Chromium is installed")
     return [found, *QUIET]
+
+
+@pytest.fixture
+def page(browser, tmp_path):
+    """A page in a Chromium of its own, which remembers what goes wrong on it."""
+    chromium = runpy.run_path(str(Path(__file__).with_name("chromium_page.py")))
+    opened = chromium["Page"](browser, tmp_path / "profile")
+    opened.look()
+    yield opened
+    opened.close()

@@ -28,15 +28,6 @@ def engine(served, small_tokenizer):
 
 
 @pytest.fixture
-def page(browser, tmp_path):
-    chromium = runpy.run_path(str(Path(__file__).with_name("chromium_page.py")))
-    opened = chromium["Page"](browser, tmp_path / "profile")
-    opened.look()
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def serve(served, engine):
     def start(tenants=None):
         names = {"turkish": TURKISH, "short": SHORT}

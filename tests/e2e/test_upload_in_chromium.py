@@ -67,15 +67,6 @@ def serving(registry, tiny_llama, tokenizer):
         yield stack.enter_context(running(app, found.engine))[0]
 
 
-@pytest.fixture
-def page(browser, tmp_path):
-    chromium = runpy.run_path(str(Path(__file__).with_name("chromium_page.py")))
-    opened_page = chromium["Page"](browser, tmp_path / "profile")
-    opened_page.look()
-    yield opened_page
-    opened_page.close()
-
-
 def enter(page, url, key):
     page.open(f"{url}/")
     page.until("!document.getElementById('key-form').hidden")

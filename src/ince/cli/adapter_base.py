@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from ince.lora.insight import BaseWeights
     from ince.models import ResolvedModel
 
-__all__ = ["AdapterBase", "base_here", "named_base"]
+__all__ = ["CONFIG_FILE", "AdapterBase", "base_here", "named_base"]
 
 Progress = Callable[[str, int, int], None]
 
-_CONFIG_FILE = "adapter_config.json"
+CONFIG_FILE = "adapter_config.json"
+"""What a folder has that is an adapter; `ince.formats.adapter` says so too, and loads torch."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def base_here(
     """
     from ince.files import read_json
 
-    config = read_json(adapter / _CONFIG_FILE)
+    config = read_json(adapter / CONFIG_FILE)
     reference, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(reference, str) or not reference:
         return None

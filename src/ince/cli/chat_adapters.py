@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ince.cli.adapter_base import CONFIG_FILE
 from ince.cli.target import Target, find_target
 from ince.errors import AdapterError, InputError, did_you_mean
 
@@ -21,8 +22,6 @@ __all__ = ["BASE", "ChatAdapters", "adapter_name"]
 
 BASE = "base"
 """What stands for no adapter."""
-
-_CONFIG_FILE = "adapter_config.json"
 
 
 def adapter_name(target: Target) -> str:
@@ -136,7 +135,7 @@ class ChatAdapters:
         """Names, and what finds the folder: one that is gone shall not hide the others."""
         if self.root is not None:
             for folder in sorted(self.root.iterdir()):
-                if (folder / _CONFIG_FILE).is_file():
+                if (folder / CONFIG_FILE).is_file():
                     yield folder.name, partial(Path, folder)
         if self.registry is not None:
             for name, digest in self.registry.visible().items():
@@ -150,7 +149,7 @@ def _parsed(text: str, target: Target) -> tuple[str, Path]:
     if not has_name:
         path = text
     folder = Path(path).expanduser()
-    if not any((folder / file).is_file() for file in (_CONFIG_FILE, "run.json")):
+    if not any((folder / file).is_file() for file in (CONFIG_FILE, "run.json")):
         raise AdapterError(
             "no adapter there",
             where="--adapter",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ince.cli.adapter_base import AdapterBase, base_here, named_base
+from ince.cli.adapter_base import CONFIG_FILE, AdapterBase, base_here, named_base
 from ince.cli.output import common_options, print_json, progress_console, result_console
 from ince.errors import AdapterError, InputError, did_you_mean
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect"]
 
-_CONFIG_FILE = "adapter_config.json"
 _PLOTS = (".png", ".html")
 # Wide enough for every column, where no terminal folds lines.
 _PIPE_WIDTH, _PIPE_TABLE_WIDTH = 200, 120
@@ -36,9 +35,9 @@ def _find_adapter(text: str) -> Path:
                 do=f"measure it with ince eval {text}",
             )
         return found.adapter
-    if (path / _CONFIG_FILE).is_file():
+    if (path / CONFIG_FILE).is_file():
         return path
-    if (path / "adapter" / _CONFIG_FILE).is_file():
+    if (path / "adapter" / CONFIG_FILE).is_file():
         return path / "adapter"
     raise _not_an_adapter(text, path)
 
@@ -69,11 +68,11 @@ def _not_an_adapter(text: str, path: Path) -> InputError:
             "this is a file; an adapter is a folder",
             where=text,
             expected=_NEEDS,
-            do=f"give {path.parent}" if (path.parent / _CONFIG_FILE).is_file() else None,
+            do=f"give {path.parent}" if (path.parent / CONFIG_FILE).is_file() else None,
         )
-    inside = sorted(each.parent.name for each in path.glob(f"*/{_CONFIG_FILE}"))
+    inside = sorted(each.parent.name for each in path.glob(f"*/{CONFIG_FILE}"))
     return AdapterError(
-        f"not an adapter: {_CONFIG_FILE} is missing",
+        f"not an adapter: {CONFIG_FILE} is missing",
         where=text,
         got=", ".join(sorted(each.name for each in path.iterdir())[:8]) or "an empty folder",
         expected=_NEEDS,

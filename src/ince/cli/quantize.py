@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ince.cli.adapter_base import CONFIG_FILE
 from ince.cli.output import common_options, print_json, progress_console, result_console
 from ince.errors import InputError, InterruptedRunError, OutputError
 
@@ -35,7 +36,7 @@ def _check_is_model(text: str) -> None:
     """Refuse what is a folder here but no model, with what to do instead."""
     try:
         path = Path(text).expanduser()
-        is_adapter = (path / "adapter_config.json").is_file()
+        is_adapter = (path / CONFIG_FILE).is_file()
         is_run = (path / "run.json").is_file()
     except (OSError, ValueError, RuntimeError):  # no file could have this name
         return

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from pydantic import ValidationError
 from rich.console import Console
 
+from ince.cli.adapter_base import CONFIG_FILE
 from ince.errors import AdapterError, CorruptFileError, InputError
 from ince.files import read_json
 from ince.record import RunRecord
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Loaded", "QuantizeChoice", "Target", "find_target", "load_target"]
 
 QuantizeChoice = Literal["nf4", "none"]
-
-_CONFIG_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def find_target(
         path = path.parent
     if (path / "run.json").is_file():
         return _run(text, path, base, quantize)
-    if (path / _CONFIG_FILE).is_file():
+    if (path / CONFIG_FILE).is_file():
         return _adapter(text, path, base, quantize)
     if base is not None:
         raise InputError(
@@ -119,7 +118,7 @@ def _run(text: str, run: Path, base: str | None, quantize: QuantizeChoice | None
     if _is_full(record):
         return _full_run(text, run, record, base, quantize)
     adapter = run / "adapter"
-    if not (adapter / _CONFIG_FILE).is_file():
+    if not (adapter / CONFIG_FILE).is_file():
         raise InputError(
             "the run has no adapter yet",
             where=run,
@@ -202,13 +201,13 @@ def _model_section(record: RunRecord) -> "ModelSection":
 
 
 def _adapter(text: str, adapter: Path, base: str | None, quantize: QuantizeChoice | None) -> Target:
-    config = read_json(adapter / _CONFIG_FILE)
+    config = read_json(adapter / CONFIG_FILE)
     named = config.get("base_model_name_or_path")
     revision = config.get("revision")
     if base is None and not (isinstance(named, str) and named):
         raise AdapterError(
             "the adapter does not say which base it belongs to",
-            where=adapter / _CONFIG_FILE,
+            where=adapter / CONFIG_FILE,
             got=named,
             expected="a model reference in base_model_name_or_path",
             do="name the base yourself",
