@@ -266,7 +266,9 @@ def _prepare(folder: Path, path: Path) -> None:
     """Make the folder and an empty file that only its owner reads: it will hold hashes of keys."""
     if path.is_file():
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    # Asked again: what the folder holds by now may be the registry that another process makes.
+    if occupied and not path.is_file():
         raise OutputError(
             "a registry cannot be made here: this is something else",
             where=folder,

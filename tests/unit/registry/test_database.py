@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -114,6 +115,21 @@ def _publish(folder, sources, barrier, pipe):
         except InceError as error:
             pipe.send(str(error))
     pipe.send(os.getpid())
+
+
+def test_a_registry_that_another_makes_at_the_same_moment_is_opened(tmp_path, monkeypatch):
+    folder, listed = tmp_path / "r", Path.iterdir
+    folder.mkdir()
+
+    def made_meanwhile(path):
+        if path == folder:
+            monkeypatch.undo()
+            Registry(folder, create=True).close()
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", made_meanwhile)
+    with Registry(folder, create=True) as registry:
+        assert registry.verify().problems == ()
 
 
 def test_several_processes_change_one_registry(tmp_path, write):
