@@ -8,6 +8,7 @@ import gc
 import importlib.metadata
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,10 @@ from hypothesis import settings
 # Two shared cores stall now and then; a deadline would blame the test.
 settings.register_profile("ince", deadline=None)
 settings.load_profile("ince")
+
+# A shell that starts tests in the background has them ignore Ctrl-C, and all that they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PACKAGED = "smollm2-135m-instruct"
 NUM_SMALL_TOKENS = 16_384

@@ -16,7 +16,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import Field
 
-from ince.errors import InputError
+from ince.errors import AdapterError, CorruptFileError, InceError, InputError
 from ince.formats.adapter import CONFIG_FILE, WEIGHTS_FILE
 from ince.serve.http.directory import AdapterShelf, check_name
 from ince.serve.http.errors import ApiError, error_responses
@@ -77,4 +77,19 @@ def _keep(shelf: AdapterShelf, body: UploadRequest) -> str:
         place = Path(folder)
         (place / CONFIG_FILE).write_text(config, encoding="utf-8")
         (place / WEIGHTS_FILE).write_bytes(weights)
-        return shelf.keep(place, name=body.name, tenant=body.tenant)
+        try:
+            return shelf.keep(place, name=body.name, tenant=body.tenant)
+        except InceError as error:
+            if error.where is None or folder not in error.where:
+                raise
+            # What was sent is named, and not the folder that is gone when this is read.
+            error.where = error.where.replace(f"{folder}/", "").replace(folder, body.name)
+            if isinstance(error, CorruptFileError):  # a file that the client sent, not one of ours
+                raise AdapterError(
+                    error.what,
+                    where=error.where,
+                    got=error.got,
+                    expected=error.expected,
+                    do="send the adapter's files again, whole",
+                ) from error
+            raise
