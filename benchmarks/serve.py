@@ -6,7 +6,8 @@
 SmolLM2-135M-Instruct in float32, adapters of random weights: r=8 and r=16, on all linear layers or
 on attention's, every eighth rsLoRA, every sixteenth DoRA. Requests have prompts of 64 to 256
 tokens, every second one (but in `adapters`) with one of four beginnings of 64. They ask for 32 to
-64 tokens, the likeliest ones, whatever they are, and choose among adapters by Zipf's law (1.1).
+64 tokens (`--answers`), the likeliest ones, whatever they are, and choose among adapters by Zipf's
+law (1.1).
 
     adapters      the same requests, all at once, to the base and over 1, 16, 64 and 256 adapters;
                   their prompts share nothing, so that all have the same to compute
@@ -68,8 +69,11 @@ def parsed():
     parser.add_argument("--json", type=Path, help="where all figures go")
     parser.add_argument("--rounds", type=int, default=2, help="of each variant, in turns")
     parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--answers", default="32,64", help="fewest and most tokens of an answer")
     parser.add_argument("--running", type=int, default=32, help="requests at once")
-    parser.add_argument("--batch-tokens", type=int, default=256, help="of a step")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=512, help="of a step; what the server takes"
+    )
     parser.add_argument(
         "--counts", default="0,1,16,64,256", help="numbers of adapters; 0: the base"
     )
@@ -86,6 +90,7 @@ def parsed():
     if unknown:
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
     arguments.counts = [int(count) for count in arguments.counts.split(",")]
+    arguments.answers = tuple(int(count) for count in arguments.answers.split(","))
     arguments.load = [float(share) for share in arguments.load.split(",")]
     return arguments
 

@@ -100,10 +100,11 @@ def against_llama_cpp(bench):
         print("  left out: neither --llama-server PATH, nor xllamacpp and --llama-sources FOLDER")
         return {"left_out": True}
     folders, digests = bench.adapters([0])
-    requests = spread(bench.requests(), [0])
+    # New prompts in every round: its server remembers those of the one before.
+    rounds = [spread(bench.requests(seed), [0]) for seed in range(bench.arguments.rounds + 1)]
     model, lora = converted(sources or program.parents[2], bench.base, folders[0], bench.place)
     found = {"ince": [], "llama.cpp": []}
-    longest = max(len(each.prompt) + each.num_new for each in requests) + 8
+    longest = max(len(each.prompt) + each.num_new for asked in rounds for each in asked) + 8
     server = LlamaServer(
         program,
         model,
@@ -115,9 +116,10 @@ def against_llama_cpp(bench):
     )
     with server, bench.ours(folders, digests) as ours:
         ours.warm(digests.values())
-        ours.run(requests[:4], digests, salt="warm")
-        run_clients("llama.cpp", server.port, requests[:2], lambda _: None)
-        for number in range(bench.arguments.rounds):
+        warming, *rounds = rounds
+        ours.run(warming[:4], digests, salt="warm")
+        run_clients("llama.cpp", server.port, warming[:2], lambda _: None)
+        for number, requests in enumerate(rounds):
             found["ince"].append(summary(ours.run(requests, digests, salt=f"llama {number}")))
             say("ince", found["ince"][-1])
             theirs = summary(run_clients("llama.cpp", server.port, requests, lambda _: None))

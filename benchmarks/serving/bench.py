@@ -53,7 +53,8 @@ class Bench:
     def requests(self, seed=0, count=None, *, shares=True):
         """The workload, to the base; `shares`: every second prompt has a common beginning."""
         model, _ = self.loaded
-        lengths = {"shortest": 64, "longest": 256, "system": 64, "news": (32, 64)}
+        news = self.arguments.answers
+        lengths = {"shortest": 64, "longest": 256, "system": 64, "news": news}
         if self.quick:
             lengths = {"shortest": 8, "longest": 40, "system": 16, "news": (4, 8)}
         lengths["system"] *= shares
